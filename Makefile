@@ -1,0 +1,42 @@
+# Two commands do everything on a machine with only Python ≥ 3.11 and make: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# One thread a test process: the suite runs two of them.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install quickstart test test-all test-device check format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+quickstart: install
+	$(BIN)/megalith quickstart
+
+test: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not device"
+
+test-all: install
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not device"
+
+test-device: install
+	$(BIN)/python -m pytest tests/device -m device
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,44 @@
+"""Shared fixtures: real data through MEGALITH_DATA, and a closing line that counts what was skipped for want of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def data_folder(name: str) -> Path:
+    """`$MEGALITH_DATA/name`, or skip with the reason. Real data is used, never required."""
+    root = os.environ.get("MEGALITH_DATA")
+    if not root:
+        pytest.skip("real data: MEGALITH_DATA is not set")
+    folder = Path(root) / name
+    if not folder.exists():
+        pytest.skip(f"real data: no {name} in MEGALITH_DATA")
+    return folder
+
+
+@pytest.fixture
+def real_data():
+    """A function: name of a folder under MEGALITH_DATA → its path (skips when absent)."""
+    return data_folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    ledger: dict[str, list[int]] = {}
+    for outcome, index in (("passed", 0), ("failed", 1), ("skipped", 2)):
+        for report in terminalreporter.stats.get(outcome, []):
+            if outcome == "passed" and report.when != "call":
+                continue
+            parts = report.nodeid.split("/")
+            tier = parts[1] if len(parts) > 2 else "unit"
+            ledger.setdefault(tier, [0, 0, 0])[index] += 1
+    for tier, (passed, failed, skipped) in sorted(ledger.items()):
+        terminalreporter.write_line(
+            f"{tier:<14} {passed:>5} passed  {failed:>3} failed  {skipped:>3} skipped"
+        )
+    without = sum("real data:" in str(r.longrepr) for r in terminalreporter.stats.get("skipped", []))
+    if without:
+        terminalreporter.write_line(f"{without} tests were skipped for want of real data (MEGALITH_DATA)")
