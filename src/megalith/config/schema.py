@@ -26,7 +26,7 @@ def setting(default: Any = ..., meaning: str = "", *, unit: str = "", **constrai
     counts ("steps", "samples", "tokens", "minutes"). `constraints` go to pydantic (`gt`, `ge`, `le`, `examples`, …).
     A mutable default (list, dict, section class) is copied for each instance.
     """
-    extra = {"unit": unit} if unit else None
+    extra: Any = {"unit": unit} if unit else None
     if callable(default) and default is not ...:
         return Field(default_factory=default, description=meaning, json_schema_extra=extra, **constraints)
     return Field(default, description=meaning, json_schema_extra=extra, **constraints)
