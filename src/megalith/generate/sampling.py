@@ -1,0 +1,129 @@
+"""From logits to the next token: greedy, or sampled after temperature, top-k, top-p and penalties.
+
+Pure functions of tensors. Knows no model, no tokenizer and no batch order: every row draws from a generator of its
+own, so a row's tokens do not depend on the rows beside it.
+
+    B rows, V vocabulary
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from megalith.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. A knob left at None is off.
+
+    Sampling is on when `temperature`, `top_k` > 1, `top_p` or more than one sample is asked for; otherwise greedy.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    tokens_to_generate: int = 64
+    min_tokens_to_generate: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 1234
+    greedy: bool = False
+    num_samples: int = 1
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError(problems)
+
+    def _problems(self):
+        if self.temperature is not None and not self.temperature >= 0:
+            yield Problem(
+                "temperature",
+                f"{self.temperature} is negative",
+                "0 is greedy, 1 the model's own distribution",
+            )
+        if self.top_k is not None and self.top_k < 0:
+            yield Problem("top_k", f"{self.top_k} is negative", "0 switches it off")
+        if self.top_p is not None and not 0 <= self.top_p <= 1:
+            yield Problem(
+                "top_p", f"{self.top_p} is not a probability", "use a number in (0, 1]; 0 switches it off"
+            )
+        if not self.repetition_penalty > 0:
+            yield Problem(
+                "repetition_penalty", f"{self.repetition_penalty} is not positive", "1 switches it off"
+            )
+        if self.tokens_to_generate < 0:
+            yield Problem("tokens_to_generate", f"{self.tokens_to_generate} is negative", "use 0 or more")
+        if self.min_tokens_to_generate > self.tokens_to_generate:
+            yield Problem(
+                "min_tokens_to_generate",
+                f"{self.min_tokens_to_generate} is more than tokens_to_generate {self.tokens_to_generate}",
+                "lower one or raise the other",
+            )
+        if self.num_samples < 1:
+            yield Problem("num_samples", f"{self.num_samples} is less than one", "use 1 or more")
+
+    @property
+    def samples(self) -> bool:
+        """Whether a token is drawn (True) or the most probable one taken (False)."""
+        if self.greedy or self.temperature == 0:
+            return False
+        asked = self.temperature is not None or bool(self.top_p) or (self.top_k or 0) > 1
+        return asked or self.num_samples > 1
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """The generator of one row: a function of the seed and the row's own number, not of the batch around it."""
+    digest = hashlib.blake2b(f"{seed}/{row}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def choose(logits: torch.Tensor, sampling: Sampling, generators: list[torch.Generator]) -> torch.Tensor:
+    """The next token of each row, (B,) int64, from its logits (B, V), after `penalise` and `forbid`."""
+    if not sampling.samples:
+        return logits.argmax(-1)
+    probabilities = filtered(logits.float(), sampling).softmax(-1)
+    # One uniform number a row, then the inverse of the cumulative distribution: one draw whatever V is.
+    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+    cumulative = probabilities.double().cumsum(-1)
+    targets = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    # A draw rounded up to the very end may step past it: the last token with any probability is meant.
+    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(picked, last)
+
+
+def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Temperature, then top-k, then top-p; a token that is cut gets −inf. Both filters may apply."""
+    if sampling.temperature:
+        logits = logits / sampling.temperature
+    if sampling.top_k:
+        smallest = logits.topk(min(sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    if sampling.top_p and sampling.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        # The token that crosses the threshold stays, so at least one always does (Holtzman et al. 2020).
+        cut = (before > sampling.top_p).scatter(-1, order, before > sampling.top_p)
+        logits = logits.masked_fill(cut, float("-inf"))
+    return logits
+
+
+def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Divides positive and multiplies negative logits of tokens already `seen` (B, V bool) (Keskar et al. 2019)."""
+    if penalty == 1.0:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def forbid(logits: torch.Tensor, token: int | None, rows: torch.Tensor) -> torch.Tensor:
+    """Sets one token's logit to −inf on the rows where `rows` (B,) is true: an end that comes too early."""
+    if token is None or not bool(rows.any()):
+        return logits
+    logits = logits.clone()
+    logits[rows, token] = float("-inf")
+    return logits

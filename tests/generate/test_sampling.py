@@ -1,0 +1,83 @@
+"""Choosing tokens: filters against slow definitions, distribution, independence of the batch."""
+
+import pytest
+import torch
+
+from megalith.errors import ConfigError
+from megalith.generate.sampling import Sampling, choose, filtered, forbid, penalise, row_generator
+
+
+def slow_top_p(row, p):
+    order = sorted(range(len(row)), key=lambda i: -row[i])
+    probabilities = torch.tensor(row).softmax(-1)
+    kept, total = [], 0.0
+    for index in order:
+        kept.append(index)
+        total += float(probabilities[index])
+        if total > p:
+            break
+    return set(kept)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_top_p_keeps_the_crossing_token(seed):
+    torch.manual_seed(seed)
+    logits = torch.randn(3, 20) * 2
+    out = filtered(logits, Sampling(top_p=0.7))
+    for row, original in zip(out, logits.tolist(), strict=True):
+        assert {i for i in range(20) if row[i] > float("-inf")} == slow_top_p(original, 0.7)
+
+
+def test_top_k_and_top_p_both_apply():
+    logits = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    assert filtered(logits, Sampling(top_k=2)).isfinite().tolist() == [[True, True, False, False]]
+    assert filtered(logits, Sampling(top_k=3, top_p=0.5)).isfinite().tolist() == [[True, False, False, False]]
+    assert filtered(logits, Sampling(top_k=100, top_p=1.0)).isfinite().all()
+
+
+def test_sampling_is_on_only_when_asked_for():
+    assert not Sampling().samples
+    assert not Sampling(top_k=1).samples
+    assert not Sampling(temperature=0, num_samples=3).samples
+    assert not Sampling(temperature=1.0, greedy=True).samples
+    for asked in ({"temperature": 1.0}, {"top_k": 2}, {"top_p": 0.9}, {"num_samples": 2}):
+        assert Sampling(**asked).samples
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, float("-inf")]])
+    generator = row_generator(0, 0)
+    draws = torch.cat([choose(logits, Sampling(temperature=1.0), [generator]) for _ in range(4000)])
+    shares = draws.bincount(minlength=4) / 4000
+    assert torch.allclose(shares, logits.softmax(-1)[0], atol=0.03)
+    assert shares[3] == 0
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 50)
+    together = choose(logits, Sampling(temperature=1.0), [row_generator(7, i) for i in range(4)])
+    alone = torch.cat(
+        [choose(logits[i : i + 1], Sampling(temperature=1.0), [row_generator(7, i)]) for i in range(4)]
+    )
+    assert together.tolist() == alone.tolist()
+
+
+def test_penalty_and_ban():
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    seen = torch.tensor([[True, True, False]])
+    assert penalise(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.0]]
+    assert penalise(logits, seen, 1.0) is logits
+    assert forbid(logits, 0, torch.tensor([True]))[0, 0] == float("-inf")
+    assert forbid(logits, 0, torch.tensor([False])) is logits
+
+
+def test_every_bad_knob_is_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        Sampling(temperature=-1, top_p=3, top_k=-2, tokens_to_generate=3, min_tokens_to_generate=4)
+    assert {p.where for p in error.value.problems} == {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_tokens_to_generate",
+    }
