@@ -1,5 +1,6 @@
 """The n-gram bars against slow, obvious counting."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -9,11 +10,11 @@ from megalith.evaluate import ngram
 
 
 def slow(train, held_out, vocabulary):
-    words, pairs = Counter(train), Counter(zip(train, train[1:], strict=False))
+    words, pairs = Counter(train), Counter(itertools.pairwise(train))
     history = Counter(train[:-1])
     kinds = Counter(h for h, _ in pairs)
     uni = bi = 0.0
-    for h, w in zip(held_out, held_out[1:], strict=False):
+    for h, w in itertools.pairwise(held_out):
         p = (words[w] + 1) / (len(train) + vocabulary)
         uni -= np.log(p)
         bi -= np.log((pairs[h, w] + kinds[h] * p) / (history[h] + kinds[h])) if history[h] else np.log(p)
