@@ -1,0 +1,1 @@
+"""Optimizer pieces: config sections, schedules, parameter groups, AdamW, clipping, loss scaling."""
