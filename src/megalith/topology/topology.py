@@ -1,0 +1,94 @@
+"""One frozen object that says who this process is on every axis. Passed as an argument; there is no global state.
+
+With one process there is no mesh and no process group, and every reduction is the identity: code above never asks
+"are we distributed?". Knows nothing of models. Layouts above one process are refused by name until they are built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from megalith.errors import TopologyError
+from megalith.topology.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Sizes, this process's device, and the mesh of process groups (None with one process).
+
+    Errors: `UnsupportedError` when a size above 1 is asked for.
+    """
+
+    sizes: Sizes = field(default_factory=Sizes)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+
+    def __post_init__(self) -> None:
+        self.sizes.check()
+
+    @classmethod
+    def single(cls, device: str | torch.device = "cpu") -> Topology:
+        """The topology of one process; `device` is "auto", "cpu", "cuda" or "cuda:N"."""
+        return cls(Sizes(), choose_device(device))
+
+    def size(self, axis: str) -> int:
+        """Number of processes along an axis of `sizes.AXES`."""
+        return int(getattr(self.sizes, axis))
+
+    def rank(self, axis: str) -> int:
+        """This process's coordinate along an axis."""
+        return self.mesh[axis].get_local_rank() if self.mesh is not None else 0
+
+    def group(self, axis: str) -> dist.ProcessGroup | None:
+        """The process group along an axis; None when its size is 1."""
+        return self.mesh[axis].get_group() if self.mesh is not None and self.size(axis) > 1 else None
+
+    @property
+    def data_size(self) -> int:
+        """How many different shares a global batch is cut into."""
+        return self.sizes.data
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these shares this process computes."""
+        return self.rank("replicate") * self.size("shard") + self.rank("shard")
+
+    @property
+    def is_main(self) -> bool:
+        """Is this the one process that prints and writes logs?"""
+        return self.mesh is None or dist.get_rank() == 0
+
+    def sum(self, value: torch.Tensor, *axes: str) -> torch.Tensor:
+        """All-reduce `value` in place over several axes, one after the other. Not differentiable."""
+        for axis in axes:
+            if (group := self.group(axis)) is not None:
+                dist.all_reduce(value, group=group)
+        return value
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.mesh is not None:
+            dist.barrier()
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """ "auto" → the first GPU when there is one, else the CPU; any other name is checked to exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TopologyError(
+            f"no device is called {name!r}", where="device", fix="auto, cpu or cuda"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise TopologyError(f"{device.type} is not supported", where="device", fix="auto, cpu or cuda")
+    available = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= available:
+        found = f"{available} GPU{'s' if available != 1 else ''} found"
+        raise TopologyError(f"{device} asked for, {found}", where="device", fix="auto or cpu")
+    return device
