@@ -1,0 +1,1 @@
+"""Architectures built from `nn`: which layers, in which order, with which initial numbers."""

@@ -1,0 +1,259 @@
+"""What a model is: the fields stored with its weights, from which the same architecture is always built again.
+
+Knows names, shapes and which combinations are impossible; makes no layer and never imports torch. Nothing here
+depends on how or where a run trains: batch sizes, devices and parallel sizes are other sections.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from megalith.config.schema import Section, setting
+
+ActivationName = Literal[
+    "gelu_tanh", "gelu_erf", "relu", "silu", "squared_relu", "geglu", "geglu_erf", "swiglu", "reglu"
+]
+GATED_ACTIVATIONS = ("geglu", "geglu_erf", "swiglu", "reglu")
+ACTIVATION_ALIASES = {
+    "gelu": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "openai-gelu": "gelu_tanh",
+    "squared-relu": "squared_relu",
+}
+"""`gelu` is the tanh form, as Megatron and NeMo compute it on their default path."""
+
+
+class RotaryScalingConfig(Section):
+    """Slowed rotary angles, for sequences longer than those trained on."""
+
+    type: Literal["linear", "llama3"] = setting(
+        ..., "linear: every angle divided by factor; llama3: slow ones only."
+    )
+    factor: float = setting(..., "How many times slower.", ge=1)
+    low_freq_factor: float = setting(1.0, "llama3: slower than original / this are fully scaled.", gt=0)
+    high_freq_factor: float = setting(4.0, "llama3: faster than original / this are left alone.", gt=0)
+    original_max_position_embeddings: int = setting(
+        8192, "llama3: length trained on before scaling.", unit="tokens", gt=0
+    )
+
+
+class ModelConfig(Section):
+    """The architecture of a decoder-only model. Every field is stored with the weights."""
+
+    vocab_size: int = setting(..., "True vocabulary of the tokenizer.", unit="tokens", gt=0)
+    num_layers: int = setting(12, "Transformer blocks.", gt=0)
+    hidden_size: int = setting(768, "Width of the residual stream.", unit="channels", gt=0)
+    num_attention_heads: int = setting(12, "Query heads.", gt=0)
+    num_query_groups: int | None = setting(
+        None, "Key-value heads (grouped-query attention); null: as many as query heads.", gt=0
+    )
+    kv_channels: int | None = setting(
+        None, "Channels of one head; null: hidden_size / num_attention_heads.", unit="channels", gt=0
+    )
+    ffn_hidden_size: int | None = setting(
+        None, "Inner width of the feed-forward layer; null: 4 × hidden_size.", unit="channels", gt=0
+    )
+    max_position_embeddings: int = setting(
+        1024,
+        "Rows of the learned position table; other position types: the length trained on.",
+        unit="tokens",
+        gt=0,
+    )
+    make_vocab_size_divisible_by: int = setting(
+        128, "The token table is padded to a multiple of this; padded rows never reach a logit.", gt=0
+    )
+
+    position_embedding_type: Literal["learned_absolute", "rope", "relative", "none"] = setting(
+        "learned_absolute",
+        "How tokens know where they are: a table, rotary angles, T5's relative bias, or not at all.",
+    )
+    rotary_percentage: float = setting(
+        1.0, "Share of each head's channels that rotary angles turn.", gt=0, le=1
+    )
+    rotary_base: float = setting(10000.0, "Rotary: slowest angles turn once in 2π · base positions.", gt=1)
+    rotary_interleaved: bool = setting(
+        False,
+        "Rotary pairs are neighbours (0, 1), (2, 3), …; false: channel i with i + half (Hugging Face's Llama).",
+    )
+    rotary_scaling: RotaryScalingConfig | None = setting(None, "Rotary: slowed angles for longer sequences.")
+    relative_attention_num_buckets: int = setting(
+        32, "Relative positions: distance buckets a head learns.", ge=2
+    )
+    relative_attention_max_distance: int = setting(
+        128, "Relative positions: all farther distances share one bucket.", unit="tokens", gt=1
+    )
+
+    normalization: Literal["layernorm", "rmsnorm"] = setting("layernorm", "Kind of every norm.")
+    layernorm_epsilon: float = setting(
+        1e-5, "Added to the variance (layernorm) or mean square (rmsnorm).", gt=0
+    )
+    transformer_block_type: Literal["pre_ln", "post_ln"] = setting(
+        "pre_ln", "Norm before attention and feed-forward, or after the residual sum (no final norm then)."
+    )
+    apply_residual_connection_post_layernorm: bool = setting(
+        False, "pre_ln: the residual line starts behind the norm (older BERT wiring)."
+    )
+    activation: ActivationName = setting(
+        "gelu_tanh", "Feed-forward activation; `gelu` means gelu_tanh, as Megatron computes it."
+    )
+    bias: bool = setting(True, "All linear layers have biases.")
+    qkv_bias: bool | None = setting(None, "Query, key and value projections have biases; null: as `bias`.")
+    share_embeddings_and_output_weights: bool = setting(True, "The output head is the token table.")
+    attention_scale: float | None = setting(None, "Factor of attention scores; null: 1/√kv_channels.", gt=0)
+
+    hidden_dropout: float = setting(
+        0.1, "Dropout behind the embedding, attention and feed-forward, keyed by sample.", ge=0, lt=1
+    )
+    attention_dropout: float = setting(
+        0.0,
+        "Dropout of attention probabilities; above 0 uses the explicit core, which is slower.",
+        ge=0,
+        lt=1,
+    )
+    attention_core: Literal["auto", "sdpa", "flex", "eager"] = setting(
+        "auto", "How attention is computed; auto chooses by device, mask and dropout."
+    )
+
+    init_method_std: float = setting(0.02, "Standard deviation of initial weights.", ge=0)
+    use_scaled_init_method: bool = setting(
+        True, "Layers that write to the residual stream start with std / √(2 · num_layers)."
+    )
+
+    @field_validator("activation", mode="before")
+    @classmethod
+    def _alias(cls, value: Any) -> Any:
+        return ACTIVATION_ALIASES.get(value, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelConfig:
+        if problems := self.impossible():
+            raise ValueError("; ".join(problems))
+        return self
+
+    def impossible(self) -> list[str]:
+        """Every combination of fields that cannot be built, each with what would be legal."""
+        return [*self._shape_problems(), *self._position_problems(), *self._wiring_problems()]
+
+    def _shape_problems(self) -> list[str]:
+        problems = []
+        width, heads, groups = self.hidden_size, self.num_attention_heads, self.kv_heads
+        if self.kv_channels is None and width % heads:
+            problems.append(
+                f"hidden_size {width} does not divide into {heads} heads: num_attention_heads ∈ {divisors(width)}, "
+                "or set kv_channels"
+            )
+        if heads % groups:
+            problems.append(
+                f"num_query_groups {groups} does not divide num_attention_heads {heads}: "
+                f"num_query_groups ∈ {divisors(heads)}"
+            )
+        return problems
+
+    def _position_problems(self) -> list[str]:
+        problems = []
+        kind = self.position_embedding_type
+        if kind == "rope" and (self.rotary_channels % 2 or self.rotary_channels == 0):
+            problems.append(
+                f"rotary_percentage {self.rotary_percentage:g} of {self.head_dim} channels turns {self.rotary_channels}; "
+                "the number must be even and positive"
+            )
+        if kind != "rope" and self.rotary_scaling is not None:
+            problems.append(f"rotary_scaling needs position_embedding_type rope, not {kind}")
+        scaling = self.rotary_scaling
+        if (
+            scaling is not None
+            and scaling.type == "llama3"
+            and scaling.low_freq_factor >= scaling.high_freq_factor
+        ):
+            problems.append("rotary_scaling: low_freq_factor must be below high_freq_factor")
+        if (
+            kind == "relative"
+            and self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2
+        ):
+            problems.append(
+                f"relative_attention_max_distance {self.relative_attention_max_distance} must be above half of "
+                f"relative_attention_num_buckets {self.relative_attention_num_buckets}"
+            )
+        return problems
+
+    def _wiring_problems(self) -> list[str]:
+        problems = []
+        if self.transformer_block_type == "post_ln" and self.apply_residual_connection_post_layernorm:
+            problems.append("apply_residual_connection_post_layernorm is for pre_ln; post_ln has one wiring")
+        if self.attention_dropout > 0 and self.attention_core in ("sdpa", "flex"):
+            problems.append(
+                f"attention_core {self.attention_core} cannot drop probabilities by key: "
+                "use attention_core auto or eager, or attention_dropout 0"
+            )
+        if self.position_embedding_type == "relative" and self.attention_core == "flex":
+            problems.append("attention_core flex has no relative bias: use auto, sdpa or eager")
+        return problems
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads."""
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def ffn_size(self) -> int:
+        """Inner width of the feed-forward layer."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+    @property
+    def rotary_channels(self) -> int:
+        """Channels of each head that rotary angles turn."""
+        return int(self.head_dim * self.rotary_percentage)
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the token table."""
+        return (
+            math.ceil(self.vocab_size / self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+        )
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that the model can read at all; None when nothing but habit bounds it."""
+        return self.max_position_embeddings if self.position_embedding_type == "learned_absolute" else None
+
+    @classmethod
+    def of(cls, section: Section) -> ModelConfig:
+        """The architecture within a larger section that has these keys (`model` of a training config)."""
+        return cls(**{name: getattr(section, name) for name in ModelConfig.model_fields})
+
+
+def divisors(number: int) -> list[int]:
+    """The divisors of `number`, for error messages: at most the twelve smallest and the number itself."""
+    found = [d for d in range(1, number + 1) if number % d == 0]
+    return found if len(found) <= 13 else [*found[:12], found[-1]]
+
+
+def num_parameters(config: ModelConfig, *, padded: bool = True) -> int:
+    """How many numbers the model learns; `padded`: rows that pad the vocabulary counted too (as memory sees them)."""
+    width, hidden = config.hidden_size, config.ffn_size
+    inner, groups = config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
+    rows = config.padded_vocab_size if padded else config.vocab_size
+    norm = width * (2 if config.normalization == "layernorm" else 1)
+    bias, qkv_bias = int(config.bias), int(config.has_qkv_bias)
+    attention = (inner + 2 * groups) * (width + qkv_bias) + width * (inner + bias)
+    inward = 2 if config.activation in GATED_ACTIVATIONS else 1
+    mlp = inward * hidden * (width + bias) + width * (hidden + bias)
+    tables = rows * width * (1 if config.share_embeddings_and_output_weights else 2)
+    positions = {
+        "learned_absolute": config.max_position_embeddings * width,
+        "relative": config.relative_attention_num_buckets * config.num_attention_heads,
+    }.get(config.position_embedding_type, 0)
+    final = norm if config.transformer_block_type == "pre_ln" else 0
+    return config.num_layers * (attention + mlp + 2 * norm) + tables + positions + final

@@ -1,0 +1,259 @@
+"""GPT: a decoder-only model. A loop that skips absent parts, so a pipeline stage is this model with layers deleted.
+
+Knows the order of layers, what they share, and the table of initial numbers. Knows nothing of processes, optimizers or
+text; names no axis itself (its layers do).
+
+    tokens ─ token_embedding (+ position_embedding) ─ drop ─ blocks ─ final_norm ─▶ hidden ─┬─ logits
+                                                                                           └─ loss
+
+Legend: B batch, T time, D width, V true vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from megalith.errors import UnsupportedError
+from megalith.models.config import ModelConfig
+from megalith.nn.attention import AttentionSpec, Shared
+from megalith.nn.block import Block, BlockSpec
+from megalith.nn.cache import KVCache
+from megalith.nn.dropout import SITE_EMBEDDING, Dropout, layer_keys
+from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding, head_logits
+from megalith.nn.loss import CrossEntropy, LossTerm
+from megalith.nn.mlp import MLPSpec
+from megalith.nn.norm import make_norm
+from megalith.nn.position import RelativeBias, Rotary, RotaryScaling
+from megalith.nn.precision import set_compute_dtype
+from megalith.nn.visibility import (
+    Visibility,
+    causal_visibility,
+    document_blocks,
+    document_mask,
+    with_bias,
+)
+
+Rule = tuple[str, tuple[str, float] | float]
+
+
+class Blocks(nn.ModuleDict):
+    """Blocks by layer number; prints equal neighbours once."""
+
+    def __repr__(self) -> str:
+        lines, run = [], []
+        for name, block in [*self.items(), ("", None)]:
+            if run and repr(block) != repr(run[-1][1]):
+                names = run[0][0] if len(run) == 1 else f"{run[0][0]}-{run[-1][0]}"
+                count = "" if len(run) == 1 else f"{len(run)} × "
+                lines.append(f"({names}): {count}{run[0][1]!r}")
+                run = []
+            run.append((name, block))
+        body = "\n".join(lines).replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {body}\n)" if lines else f"{type(self).__name__}()"
+
+
+class GPT(nn.Module):
+    """`first` and `last` say which ends of the model this stage holds; names of parameters are the whole model's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config, self.first, self.last = config, True, True
+        self.compute_dtype: torch.dtype | None = None
+        self.residual_dtype: torch.dtype | None = None
+        width = config.hidden_size
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.padded_vocab_size, width)
+        self.position_embedding: PositionEmbedding | None = None
+        if config.position_embedding_type == "learned_absolute":
+            self.position_embedding = PositionEmbedding(config.max_position_embeddings, width)
+        self.drop_embedding = Dropout(config.hidden_dropout, SITE_EMBEDDING)
+        self.relative_bias = relative_bias(config)
+        self.rotary = rotary(config)
+        spec = block_spec(config)
+        self.blocks = Blocks({str(i): Block(spec) for i in range(config.num_layers)})
+        self.final_norm: nn.Module | None = None
+        if config.transformer_block_type == "pre_ln":
+            self.final_norm = make_norm(config.normalization, width, config.layernorm_epsilon)
+        self.head: OutputHead | None = None
+        if not config.share_embeddings_and_output_weights:
+            self.head = OutputHead(config.vocab_size, config.padded_vocab_size, width)
+        self.cross_entropy = CrossEntropy()
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        keys: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """(B, T) tokens on the first stage, (B, T, D) activations on others → (B, T, D), final norm applied on the last.
+
+        `keys` (B,) dropout keys of the samples (needed in training with dropout); `positions` (B, T) and `documents`
+        (B, T): restarted positions, and attention within the same document only; `cache`: tokens seen before.
+        Errors: `UnsupportedError` for too long a sequence, a full cache, or documents with a cache.
+        """
+        start = self._start(x, documents, cache)
+        if positions is None:
+            positions = torch.arange(start, start + x.shape[1], device=x.device)
+        shared = self._shared(x, start, positions, documents)
+        if self.first:
+            x = self.embed(x, positions, start, keys)
+        for i, (layer, block) in enumerate(self.blocks.items()):
+            layer_key = None if keys is None else layer_keys(keys, int(layer))
+            x = block(x, shared, layer_key, None if cache is None else cache.layer(i))
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return self.final_norm(x) if self.last and self.final_norm is not None else x
+
+    def embed(
+        self, tokens: torch.Tensor, positions: torch.Tensor, start: int, keys: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, T) tokens → the residual stream (B, T, D), in `residual_dtype`."""
+        x = self.token_embedding(tokens)
+        if self.position_embedding is not None:
+            self.position_embedding.check(start + tokens.shape[1])
+            x = x + self.position_embedding(positions)
+        x = x.to(self.residual_dtype or x.dtype)
+        return self.drop_embedding(x, keys)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, D) → (…, V) over the true vocabulary, in the compute dtype."""
+        return head_logits(hidden, self.head_weight, self.config.vocab_size, self.compute_dtype)
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> dict[str, LossTerm]:
+        """hidden (B, T, D), targets (B, T) with −1 not counted → {"lm": sum, count, weight}."""
+        total = self.cross_entropy(hidden, self.head_weight, targets, self.config.vocab_size)
+        return {"lm": LossTerm(total, (targets >= 0).sum())}
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The table whose rows are compared with hidden states."""
+        return (self.token_embedding if self.head is None else self.head).weight
+
+    def set_compute_dtype(self, dtype: torch.dtype | None, residual_dtype: torch.dtype | None = None) -> None:
+        """Matrix products in `dtype` (None: the parameters'); the residual stream in `residual_dtype` (None: likewise)."""
+        set_compute_dtype(self, dtype)
+        self.residual_dtype = residual_dtype
+
+    def new_cache(self, batch: int, max_length: int) -> KVCache:
+        """An empty key-value cache for this stage's layers, where its weights are and in its compute dtype."""
+        config, weight = self.config, next(self.parameters())
+        return KVCache(
+            len(self.blocks),
+            batch,
+            max_length,
+            config.kv_heads,
+            config.head_dim,
+            dtype=self.compute_dtype or weight.dtype,
+            device=weight.device,
+        )
+
+    def init_rules(self) -> list[Rule]:
+        """Ordered (pattern of the parameter's name, ("normal", std) or a constant): the first that matches decides."""
+        return init_rules(self.config)
+
+    def _start(self, x: torch.Tensor, documents: torch.Tensor | None, cache: KVCache | None) -> int:
+        if cache is None:
+            return 0
+        cache.check(x.shape[0], x.shape[1])
+        if documents is not None:
+            raise UnsupportedError(
+                "a key-value cache does not remember which document a token belonged to",
+                where="GPT.forward(documents=…, cache=…)",
+                fix="run without the cache, or generate one document a row",
+            )
+        return cache.length
+
+    def _shared(
+        self, x: torch.Tensor, start: int, positions: torch.Tensor, documents: torch.Tensor | None
+    ) -> Shared:
+        length = x.shape[1]
+        visibility = self._visibility(start, length, documents, x.device)
+        if self.relative_bias is not None:
+            keys = torch.arange(start + length, device=x.device)
+            visibility = with_bias(visibility, self.relative_bias(keys[start:], keys))
+        if self.rotary is None:
+            return Shared(visibility)
+        return Shared(visibility, self.rotary.angles(positions, self._angle_dtype()))
+
+    def _visibility(
+        self, start: int, length: int, documents: torch.Tensor | None, device: torch.device
+    ) -> Visibility:
+        if documents is None:
+            return causal_visibility(length, start + length, device)
+        core = next(iter(self.blocks.values())).attention.core
+        if self.relative_bias is None and core.wants_blocks(device):
+            return Visibility(causal=False, blocks=document_blocks(documents))
+        return Visibility(causal=False, mask=document_mask(documents))
+
+    def _angle_dtype(self) -> torch.dtype:
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+
+
+def block_spec(config: ModelConfig) -> BlockSpec:
+    """The options of every block of a model."""
+    wiring = config.transformer_block_type
+    attention = AttentionSpec(
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        qkv_bias=config.has_qkv_bias,
+        out_bias=config.bias,
+        scale=config.attention_scale,
+        dropout=config.attention_dropout,
+        rotary=rotary(config),
+        core=config.attention_core,
+    )
+    return BlockSpec(
+        attention=attention,
+        mlp=MLPSpec(config.hidden_size, config.ffn_size, config.activation, config.bias),
+        norm=config.normalization,
+        eps=config.layernorm_epsilon,
+        dropout=config.hidden_dropout,
+        wiring="pre_ln_residual_after_norm" if config.apply_residual_connection_post_layernorm else wiring,
+    )
+
+
+def rotary(config: ModelConfig) -> Rotary | None:
+    """The rotary angles of a model, None when it has none."""
+    if config.position_embedding_type != "rope":
+        return None
+    scaling = None
+    if (asked := config.rotary_scaling) is not None:
+        scaling = RotaryScaling(
+            asked.type,
+            asked.factor,
+            asked.low_freq_factor,
+            asked.high_freq_factor,
+            asked.original_max_position_embeddings,
+        )
+    return Rotary(config.rotary_channels, config.rotary_base, config.rotary_interleaved, scaling)
+
+
+def relative_bias(config: ModelConfig) -> RelativeBias | None:
+    """The relative bias of a model, causal: all buckets look back."""
+    if config.position_embedding_type != "relative":
+        return None
+    return RelativeBias(
+        config.relative_attention_num_buckets,
+        config.relative_attention_max_distance,
+        config.num_attention_heads,
+        bidirectional=False,
+    )
+
+
+def init_rules(config: ModelConfig) -> list[Rule]:
+    """GPT-2's and Megatron's initial numbers: N(0, std); std / √(2L) for what writes to the residual stream."""
+    std = config.init_method_std
+    residual = std / math.sqrt(2 * config.num_layers) if config.use_scaled_init_method else std
+    return [
+        (r"(^|\.)\w*norm\w*\.weight$", 1.0),
+        (r"\.bias$", 0.0),
+        (r"\.(attention\.out|mlp\.down)\.weight$", ("normal", residual)),
+        (r"\.weight$", ("normal", std)),
+    ]

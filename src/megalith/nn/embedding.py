@@ -1,0 +1,70 @@
+"""Tables looked up by token or position, and the output head.
+
+The token table is padded: rows beyond the true vocabulary exist for divisibility only, are never looked up and never
+reach a logit. Knows nothing of tying: the model hands the table to whoever needs it.
+
+Legend: B batch, T time, D width, V true vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megalith.errors import UnsupportedError
+
+
+class TokenEmbedding(nn.Module):
+    """(B, T) token ids → (B, T, D). `weight` is (padded vocabulary, D)."""
+
+    def __init__(self, vocabulary: int, padded: int, width: int) -> None:
+        super().__init__()
+        self.axes = ("vocab", "embed")
+        self.vocabulary = vocabulary
+        self.weight = nn.Parameter(torch.empty(padded, width))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens, self.weight)
+
+    def extra_repr(self) -> str:
+        padded, width = self.weight.shape
+        return f"{self.vocabulary} (padded to {padded}) × {width}, axes=(vocab, embed)"
+
+
+class OutputHead(TokenEmbedding):
+    """The table of an untied head; multiplied, never looked up, by `logits` and by the loss."""
+
+
+class PositionEmbedding(nn.Module):
+    """Learned absolute positions: (T,) or (B, T) positions → (T, D) or (B, T, D)."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.axes = ("position", "embed")
+        self.weight = nn.Parameter(torch.empty(length, width))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        return F.embedding(positions, self.weight)
+
+    def check(self, end: int) -> None:
+        """Errors: `UnsupportedError` when a sequence of `end` tokens would run off the table."""
+        length = self.weight.shape[0]
+        if end > length:
+            raise UnsupportedError(
+                f"a sequence of {end} tokens, but the model has {length} learned positions",
+                where="model.max_position_embeddings",
+                fix=f"use sequences of at most {length} tokens, or train with a longer table or rotary positions",
+            )
+
+    def extra_repr(self) -> str:
+        length, width = self.weight.shape
+        return f"{length} × {width}, axes=(position, embed)"
+
+
+def head_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, vocabulary: int, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """(…, D) → (…, V): the true vocabulary's logits in the compute dtype. Padded rows are cut off before the product."""
+    hidden = hidden.to(dtype or hidden.dtype)
+    return F.linear(hidden, weight[:vocabulary].to(hidden.dtype))

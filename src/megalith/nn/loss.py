@@ -1,0 +1,142 @@
+"""Cross entropy of the next token, with logits that exist for a chunk of rows at a time.
+
+Logits of a chunk, their log-sum-exp over the true vocabulary and, in training, the gradients of hidden states and of
+the head are made in the same pass, so the (B·T, V) logits never exist whole; backward only multiplies by the incoming
+gradient. Divides by nothing: the sum and the count leave apart, the engine divides once by the global count.
+
+    hidden chunk (N, D) ─ · Wᵀ ─▶ (N, V) ─▶ Σ loss, p − 1[target] ─┬─ · W ─▶ dhidden (N, D)
+                                                                 └─ ᵀ · hidden, added up ─▶ dW (V, D)
+
+Legend: B batch, T time, D width, V true vocabulary, N rows of a chunk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from megalith.nn.embedding import head_logits
+from megalith.nn.precision import at_least_fp32
+
+NOT_COUNTED = -1
+"""Target of a position that does not enter the loss."""
+
+Elementwise = Callable[[torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor]]
+
+
+class LossTerm(NamedTuple):
+    """One named part of a loss: the `sum` over counted targets (fp32 at least), their `count`, the `weight` in the total."""
+
+    sum: torch.Tensor
+    count: torch.Tensor
+    weight: float = 1.0
+
+
+class CrossEntropy(nn.Module):
+    """Sum of −log p(target) over counted targets. `chunk` rows at a time; `elementwise` may be replaced (compiled)."""
+
+    def __init__(self, chunk: int = 1024) -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.compute_dtype: torch.dtype | None = None
+        self.elementwise: Elementwise = softmax_minus_one_hot
+
+    def forward(
+        self, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocabulary: int
+    ) -> torch.Tensor:
+        """hidden (B, T, D), head weight (≥ V, D), targets (B, T) with −1 not counted → scalar sum, fp32 at least."""
+        dtype = self.compute_dtype or hidden.dtype
+        learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+        plan = _Plan(vocabulary, self.chunk, dtype, learns, self.elementwise)
+        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), plan)
+
+    def extra_repr(self) -> str:
+        return f"{self.chunk} rows at a time"
+
+
+class _Plan(NamedTuple):
+    vocabulary: int
+    chunk: int
+    dtype: torch.dtype
+    learns: bool
+    elementwise: Elementwise
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """(N, D), (≥ V, D), (N,) → scalar. See the module's drawing; an argument that needs no gradient costs none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, plan: _Plan
+    ) -> torch.Tensor:
+        wide = at_least_fp32(hidden)
+        table = weight[: plan.vocabulary].to(plan.dtype)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        wants = [plan.learns and need for need in ctx.needs_input_grad[:2]]
+        hidden_gradient = torch.empty_like(hidden) if wants[0] else None
+        weight_gradient = torch.zeros_like(weight) if wants[1] else None
+        for begin in range(0, hidden.shape[0], plan.chunk):
+            rows = slice(begin, begin + plan.chunk)
+            h = hidden[rows].to(plan.dtype)
+            if not any(wants):
+                total += chunk_sum(h @ table.T, targets[rows], wide)
+                continue
+            part, gradient = plan.elementwise(h @ table.T, targets[rows], wide)
+            total += part
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = gradient @ table
+            if weight_gradient is not None:
+                weight_gradient[: plan.vocabulary] += gradient.T @ h
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_gradient, weight_gradient = (
+            None if gradient is None else gradient * upstream.to(gradient.dtype)
+            for gradient in ctx.saved_tensors
+        )
+        return hidden_gradient, weight_gradient, None, None
+
+
+def softmax_minus_one_hot(
+    logits: torch.Tensor, targets: torch.Tensor, wide: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, V) → summed loss of the counted rows, and its gradient by the logits in the logits' own dtype."""
+    dtype = logits.dtype
+    counted = targets >= 0
+    logits = logits.to(wide)
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    column = targets.clamp(min=0)[:, None]
+    loss = ((normaliser - logits.gather(-1, column))[:, 0] * counted).sum()
+    gradient = (logits - normaliser).exp()
+    gradient = gradient.scatter_add(-1, column, gradient.new_full(column.shape, -1.0)) * counted[:, None]
+    return loss, gradient.to(dtype)
+
+
+def chunk_sum(logits: torch.Tensor, targets: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
+    """The loss alone, for evaluation."""
+    logits = logits.to(wide)
+    chosen = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
+    return ((logits.logsumexp(-1) - chosen) * (targets >= 0)).sum()
+
+
+def token_losses(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary: int,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    """(B, T, D), (B, T) → (B, T) losses, 0 where not counted: for evaluation per token, one row of the batch at a time."""
+    rows = []
+    for h, t in zip(hidden, targets, strict=True):
+        logits = head_logits(h, weight, vocabulary, dtype).to(at_least_fp32(hidden))
+        chosen = logits.gather(-1, t.clamp(min=0)[:, None])[:, 0]
+        rows.append((logits.logsumexp(-1) - chosen) * (t >= 0))
+    return torch.stack(rows)
