@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megalith.errors import ConfigError
-from megalith.generate.sampling import Sampling, choose, filtered, forbid, penalise, row_generator
+from megalith.generate.sampling import Sampling, choose, draw, filtered, forbid, penalise
 
 
 def slow_top_p(row, p):
@@ -46,21 +46,25 @@ def test_sampling_is_on_only_when_asked_for():
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0, float("-inf")]])
-    generator = row_generator(0, 0)
-    draws = torch.cat([choose(logits, Sampling(temperature=1.0), [generator]) for _ in range(4000)])
+    draws = torch.cat([choose(logits, Sampling(temperature=1.0), [draw(0, 0, i)]) for i in range(4000)])
     shares = draws.bincount(minlength=4) / 4000
     assert torch.allclose(shares, logits.softmax(-1)[0], atol=0.03)
     assert shares[3] == 0
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
-    torch.manual_seed(0)
-    logits = torch.randn(4, 50)
-    together = choose(logits, Sampling(temperature=1.0), [row_generator(7, i) for i in range(4)])
-    alone = torch.cat(
-        [choose(logits[i : i + 1], Sampling(temperature=1.0), [row_generator(7, i)]) for i in range(4)]
-    )
-    assert together.tolist() == alone.tolist()
+def test_the_ends_of_the_interval():
+    logits = torch.tensor([[float("-inf"), 1.0, 2.0, float("-inf")]])
+    assert choose(logits, Sampling(temperature=1.0), [0.0]).tolist() == [1]
+    assert choose(logits, Sampling(temperature=1.0), [1.0]).tolist() == [
+        2
+    ]  # rounding up cannot reach a cut token
+
+
+def test_draws_are_uniform_and_unlike():
+    values = [draw(7, row, index) for row in range(40) for index in range(50)]
+    assert len(set(values)) == 2000
+    assert all(0 <= v < 1 for v in values)
+    assert abs(sum(values) / 2000 - 0.5) < 0.03
 
 
 def test_penalty_and_ban():

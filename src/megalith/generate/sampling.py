@@ -1,7 +1,7 @@
 """From logits to the next token: greedy, or sampled after temperature, top-k, top-p and penalties.
 
-Pure functions of tensors. Knows no model, no tokenizer and no batch order: every row draws from a generator of its
-own, so a row's tokens do not depend on the rows beside it.
+Pure functions of tensors. Knows no model, no tokenizer and no batch order: every draw is a
+hash of (seed, row, index), so a row's tokens do not depend on the rows beside it.
 
     B rows, V vocabulary
 """
@@ -9,6 +9,7 @@ own, so a row's tokens do not depend on the rows beside it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,25 +77,26 @@ class Sampling:
         return asked or self.num_samples > 1
 
 
-def row_generator(seed: int, row: int) -> torch.Generator:
-    """The generator of one row: a function of the seed and the row's own number, not of the batch around it."""
-    digest = hashlib.blake2b(f"{seed}/{row}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+def draw(seed: int, row: int, index: int) -> float:
+    """The uniform number in [0, 1) that decides a row's token number `index`.
+
+    A hash of its arguments: no state, so a row's text depends neither on the rows beside it nor on how they are batched.
+    """
+    digest = hashlib.blake2b(f"{seed}/{row}/{index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, generators: list[torch.Generator]) -> torch.Tensor:
+def choose(logits: torch.Tensor, sampling: Sampling, draws: Sequence[float]) -> torch.Tensor:
     """The next token of each row, (B,) int64, from its logits (B, V), after `penalise` and `forbid`."""
     if not sampling.samples:
         return logits.argmax(-1)
-    probabilities = filtered(logits.float(), sampling).softmax(-1)
-    # One uniform number a row, then the inverse of the cumulative distribution: one draw whatever V is.
-    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    cumulative = probabilities.double().cumsum(-1)
-    targets = draws.to(cumulative.device)[:, None] * cumulative[:, -1:]
-    picked = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # A draw rounded up to the very end may step past it: the last token with any probability is meant.
-    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
-    return torch.minimum(picked, last)
+    cumulative = filtered(logits.float(), sampling).softmax(-1).double().cumsum(-1)
+    targets = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    # One uniform number through the inverse of the cumulative distribution. Rounding could carry it to the very end,
+    # behind which only tokens of probability 0 lie: the first place that reaches the total is the last one meant.
+    picked = torch.searchsorted(cumulative, targets, right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(picked, last)[:, 0]
 
 
 def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -1,0 +1,101 @@
+"""Scoring a long token stream with a model of bounded length: sliding windows, every target counted exactly once.
+
+Windows as in Megatron-LM's `tasks/zeroshot_gpt`: window i starts at i·stride and reads `length` tokens; the first
+counts all its targets, a later one only its last `stride`. Windows that would count nothing are not run.
+
+    N tokens of the stream, T length of a window, B windows a batch
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from megalith.errors import ConfigError, DataError, Problem
+from megalith.models.gpt import GPT
+
+LARGEST_EXPONENT = 20.0
+"""exp(20) is where Megatron-LM caps a perplexity."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Summed negative log-likelihood in nats over `targets` tokens."""
+
+    total: float
+    targets: int
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.total / self.targets
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), capped at exp(20)."""
+        return math.exp(min(LARGEST_EXPONENT, self.loss))
+
+    def bits_per_byte(self, num_bytes: int) -> float:
+        """Bits needed to code one byte of the text."""
+        return self.total / math.log(2) / num_bytes
+
+
+def window_starts(num_tokens: int, length: int, stride: int) -> list[int]:
+    """Where each window begins. N − 1 targets in all: the first window holds `length`, each later one adds `stride`."""
+    beyond = max(num_tokens - 1 - length, 0)
+    return [i * stride for i in range(math.ceil(beyond / stride) + 1)]
+
+
+def window(tokens: np.ndarray, start: int, length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (T,) of the window at `start`; a target that does not count here is −1."""
+    part = tokens[start : start + length + 1]
+    inputs = np.zeros(length, dtype=np.int64)
+    targets = np.full(length, -1, dtype=np.int64)
+    filled = len(part) - 1
+    inputs[:filled], targets[:filled] = part[:-1], part[1:]
+    if start > 0:
+        targets[: length - stride] = -1
+    return inputs, targets
+
+
+@torch.inference_mode()
+def score(
+    model: GPT,
+    tokens: np.ndarray,
+    *,
+    length: int,
+    stride: int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Scores every token of `tokens` (N,) but the first, which has no context.
+
+    `length` T is the window, `stride` how many new targets each later window adds (default T: no overlap; smaller
+    gives every target more context and costs T/stride times as much). `progress` gets windows done and in all.
+    """
+    stride = length if stride is None else stride
+    if not 1 <= stride <= length:
+        problem = f"{stride} is not between 1 and the window length {length}"
+        raise ConfigError([Problem("overlapping_eval", problem, f"use 1 … {length}")])
+    if len(tokens) < 2:
+        raise DataError(
+            f"{len(tokens)} tokens hold no target to score", where="text", fix="give at least two tokens"
+        )
+    model.eval()
+    device = next(model.parameters()).device
+    starts = window_starts(len(tokens), length, stride)
+    total, counted = 0.0, 0
+    for first in range(0, len(starts), batch_size):
+        rows = [window(tokens, s, length, stride) for s in starts[first : first + batch_size]]
+        inputs = torch.from_numpy(np.stack([r[0] for r in rows])).to(device)
+        targets = torch.from_numpy(np.stack([r[1] for r in rows])).to(device)
+        term = model.loss(model(inputs), targets)["lm"]
+        total += float(term.sum)
+        counted += int((targets >= 0).sum())
+        if progress is not None:
+            progress(min(first + batch_size, len(starts)), len(starts))
+    return Score(total, counted)

@@ -1,0 +1,68 @@
+"""From a path to a model that is ready to read: weights, architecture, tokenizer, precision.
+
+Builds no optimizer, and initialises nothing that is loaded anyway. Knows no decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from megalith.checkpoint.manifest import TOKENIZER
+from megalith.checkpoint.open import resolve
+from megalith.checkpoint.reading import load, read_state
+from megalith.errors import CheckpointError
+from megalith.models.family import understand
+from megalith.tokenizers.bpe import DefinedTokenizer
+from megalith.tokenizers.load import load_tokenizer
+from megalith.topology.hardware import resolve_precision
+from megalith.topology.precision import precision as precision_of
+from megalith.topology.topology import choose_device
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode with all that came with it."""
+
+    model: nn.Module
+    tokenizer: DefinedTokenizer | None
+    folder: Path
+    state: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that made it."""
+        return int(self.state.get("step", 0))
+
+    def needs_tokenizer(self) -> DefinedTokenizer:
+        """The tokenizer. Errors: `CheckpointError` when the checkpoint was saved without one."""
+        if self.tokenizer is None:
+            raise CheckpointError(
+                "it holds no tokenizer", where=str(self.folder), fix="give --tokenizer-model FILE"
+            )
+        return self.tokenizer
+
+
+def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Loaded:
+    """Loads a run folder's newest checkpoint, or a step folder, for reading.
+
+    Errors: `CheckpointError` when it is not there, is damaged, or holds no model that this version knows.
+    """
+    folder = resolve(path)
+    state = read_state(folder)
+    model_class, config = understand(state, where=str(folder))
+    place = choose_device(device)
+    numbers = precision_of(resolve_precision(precision, place).value)
+    with torch.device("meta"):
+        model = model_class(config).to(numbers.parameters)
+    model.to_empty(device=place)
+    load(folder, {f"model.{name}": p.detach() for name, p in model.named_parameters()})
+    model.set_compute_dtype(numbers.compute)
+    tokens = folder / TOKENIZER
+    tokenizer = load_tokenizer(tokens) if tokens.is_dir() else None
+    return Loaded(model.eval().requires_grad_(False), tokenizer, folder, state)
