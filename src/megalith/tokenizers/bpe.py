@@ -1,0 +1,165 @@
+"""Byte-level BPE, and any other Hugging Face `tokenizer.json`, through the `tokenizers` library: the reference.
+
+Knows a definition and the roles of its special tokens. Refuses to know corpora and speed (`fast` does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tokenizers
+
+from megalith.errors import DataError
+from megalith.tokenizers.definition import Definition, fingerprint, guarded, vocabulary
+
+FOLDER_VERSION = 1
+TOKENIZER_FILE = "tokenizer.json"
+ROLES_FILE = "megalith_tokenizer.json"
+
+
+class DefinedTokenizer:
+    """A tokenizer given by a definition: ids equal those of `tokenizers`, special tokens in text are ordinary text.
+
+    `roles` maps a role (`eod`, `bos`, …) to the token that fills it; each must be in the vocabulary.
+    """
+
+    def __init__(self, definition: Definition, roles: Mapping[str, str], *, type: str, where: str) -> None:
+        self.definition = definition
+        self.type = type
+        self.where = where
+        self.roles = dict(roles)
+        self._ids = vocabulary(definition)
+        for role, token in self.roles.items():
+            if token not in self._ids:
+                raise DataError(
+                    f"{token!r}, the {role} token, is not in the vocabulary",
+                    where=where,
+                    fix=f"name a token of the vocabulary as special_tokens.{role}",
+                )
+
+    @cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        """Built on first use: loading a vocabulary for its size alone stays cheap."""
+        return self._build(guarded(self.definition))
+
+    @cached_property
+    def _decoder(self) -> tokenizers.Tokenizer:
+        if guarded(self.definition) is self.definition:
+            return self._encoder
+        return self._build(self.definition)
+
+    def _build(self, definition: Definition) -> tokenizers.Tokenizer:
+        try:
+            engine = tokenizers.Tokenizer.from_str(msgspec.json.encode(definition).decode())
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(
+                f"the tokenizers library refuses it: {error}", where=self.where, fix="the file is damaged"
+            ) from None
+        engine.no_truncation()
+        engine.no_padding()
+        engine.encode_special_tokens = True
+        return engine
+
+    def check(self) -> None:
+        """DataError if the definition cannot be built."""
+        self._encoder  # noqa: B018
+
+    @cached_property
+    def vocab_size(self) -> int:
+        return max(self._ids.values()) + 1
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every piece and its id."""
+        return self._ids
+
+    @cached_property
+    def special(self) -> Mapping[str, int]:
+        return {role: self._ids[token] for role, token in self.roles.items()}
+
+    @property
+    def eod(self) -> int | None:
+        return self.special.get("eod")
+
+    @property
+    def bos(self) -> int | None:
+        return self.special.get("bos")
+
+    @property
+    def eos(self) -> int | None:
+        return self.special.get("eos")
+
+    @property
+    def pad(self) -> int | None:
+        return self.special.get("pad")
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoder.encode(_scalar(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = self._encoder.encode_batch_fast([_scalar(text) for text in texts], add_special_tokens=False)
+        return [row.ids for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        numbers = [int(id) for id in ids]
+        wrong = next((id for id in numbers if not 0 <= id < self.vocab_size), None)
+        if wrong is not None:
+            raise DataError(
+                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
+                where=self.where,
+                fix="these ids were made by another tokenizer",
+            )
+        return self._decoder.decode(numbers, skip_special_tokens=False)
+
+    def piece(self, id: int) -> str:
+        return self._pieces.get(id, "")
+
+    @cached_property
+    def _pieces(self) -> dict[int, str]:
+        return {id: piece for piece, id in self._ids.items()}
+
+    def hash(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.definition)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` (readable by Hugging Face's libraries) and `megalith_tokenizer.json` (type, roles)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        notes: dict[str, Any] = {
+            "format_version": FOLDER_VERSION,
+            "type": self.type,
+            "special_tokens": self.roles,
+        }
+        (folder / TOKENIZER_FILE).write_bytes(msgspec.json.encode(self.definition))
+        (folder / ROLES_FILE).write_bytes(
+            msgspec.json.format(msgspec.json.encode({**notes, "hash": self.hash()}), indent=2) + b"\n"
+        )
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return _rebuild, (self.definition, self.roles, self.type, self.where)
+
+    def __repr__(self) -> str:
+        return f"{self.type}(vocab_size={self.vocab_size}, hash={self.hash()[:12]})"
+
+
+def _rebuild(definition: Definition, roles: Mapping[str, str], type: str, where: str) -> DefinedTokenizer:
+    return DefinedTokenizer(definition, roles, type=type, where=where)
+
+
+def _scalar(text: str) -> str:
+    """Lone surrogates are no Unicode text; the engine would raise on them without saying so."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start} is a lone surrogate (U+{ord(text[error.start]):04X}), which is not valid text",
+            fix="decode the text again, or replace such characters",
+        ) from None
+    return text

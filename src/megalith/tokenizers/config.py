@@ -1,0 +1,100 @@
+"""The config section `model.tokenizer`: NeMo's keys, and the names of tokenizer types it may hold.
+
+Knows names. Refuses to open files (`load` does).
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from megalith.config.schema import Section, setting
+from megalith.errors import UnsupportedError
+
+GPT2_BPE = "GPT2BPETokenizer"
+HUGGING_FACE = "HFTokenizer"
+BUILT_TYPES = (GPT2_BPE, HUGGING_FACE)
+LATER_TYPES = (
+    "BertWordPieceLowerCase",
+    "BertWordPieceCase",
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "NullTokenizer",
+)
+LIBRARIES = ("megatron", "huggingface")
+LATER_LIBRARIES = ("sentencepiece", "byte-level", "tabular", "yttm")
+_ALIASES = {"HuggingFaceTokenizer": HUGGING_FACE}
+_FILE_KEYS = ("model", "vocab_file", "merge_file", "file")
+
+
+class TokenizerConfig(Section):
+    """Which tokenizer, and where its files are. Relative paths are relative to the working directory."""
+
+    library: str = setting(
+        "megatron", "Whose naming `type` follows: megatron, or huggingface (`type` is then a path)."
+    )
+    type: str | None = setting(GPT2_BPE, "Megatron's name of the tokenizer.", examples=[*BUILT_TYPES])
+    model: str | None = setting(None, "A tokenizer.json or its folder (Megatron's --tokenizer-model).")
+    vocab_file: str | None = setting(None, "GPT-2's vocab.json.")
+    merge_file: str | None = setting(None, "GPT-2's merges.txt.")
+    delimiter: str | None = setting(
+        None, "Field separator of NeMo's tabular tokenizer; nothing else reads it."
+    )
+    file: str | None = setting(
+        None, "A tokenizer.json, or a folder with one (a checkpoint's tokenizer/, say)."
+    )
+    special_tokens: dict[str, str] | None = setting(
+        None, "Token of each role (eod, bos, eos, pad, unk, cls, sep, mask), where the files do not say."
+    )
+
+    def located(self) -> dict[str, Any]:
+        """The keys that were set, files as absolute paths: enough to load the same tokenizer from anywhere."""
+        values = self.model_dump(exclude_unset=True, exclude_none=True)
+        for key in _FILE_KEYS:
+            if key in values:
+                values[key] = str(Path(values[key]).expanduser().resolve())
+        return values
+
+
+def known_type(name: str) -> str:
+    """The canonical spelling of a type that is built; UnsupportedError for one that is not, or is not known."""
+    name = _ALIASES.get(name, name)
+    if name in BUILT_TYPES:
+        return name
+    if name in LATER_TYPES:
+        raise UnsupportedError(
+            f"{name} is not built yet",
+            where="tokenizer.type",
+            fix="use " + " or ".join(BUILT_TYPES),
+        )
+    raise UnsupportedError(
+        f"unknown tokenizer type {name!r}",
+        where="tokenizer.type",
+        fix=_nearest(name, BUILT_TYPES + LATER_TYPES),
+    )
+
+
+def known_library(name: str) -> str:
+    """`name` if the library is built; UnsupportedError otherwise."""
+    if name in LIBRARIES:
+        return name
+    if name in LATER_LIBRARIES:
+        raise UnsupportedError(
+            f"tokenizer library {name!r} is not built yet",
+            where="tokenizer.library",
+            fix="use " + " or ".join(LIBRARIES),
+        )
+    raise UnsupportedError(
+        f"unknown tokenizer library {name!r}",
+        where="tokenizer.library",
+        fix=_nearest(name, LIBRARIES + LATER_LIBRARIES),
+    )
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    folded = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), folded, n=1)
+    if near:
+        return f"did you mean {folded[near[0]]}?"
+    return "known: " + ", ".join(known)

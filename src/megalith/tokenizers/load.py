@@ -1,0 +1,177 @@
+"""Finds and opens a tokenizer: from a config section, a tokenizer.json, or a folder (ours or Hugging Face's).
+
+Knows which files a type needs and where a folder notes its special tokens. Refuses to download anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from megalith.errors import DataError
+from megalith.tokenizers.base import END_OF_TEXT, ROLES
+from megalith.tokenizers.bpe import FOLDER_VERSION, ROLES_FILE, TOKENIZER_FILE, DefinedTokenizer
+from megalith.tokenizers.config import GPT2_BPE, HUGGING_FACE, TokenizerConfig, known_library, known_type
+from megalith.tokenizers.definition import read_definition, read_gpt2_files, vocabulary
+
+_EOD_CANDIDATES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
+_HUGGING_FACE_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+
+
+def load_tokenizer(source: TokenizerConfig | str | os.PathLike[str]) -> DefinedTokenizer:
+    """Open the tokenizer of a config section, of a tokenizer.json, or of a folder.
+
+    DataError for files that are missing, damaged or of another kind, UnsupportedError for types not built.
+    """
+    config = source if isinstance(source, TokenizerConfig) else TokenizerConfig(file=os.fspath(source))
+    library = known_library(config.library)
+    overrides = _checked_roles(config.special_tokens or {})
+    location = config.file or config.model
+    if library == "huggingface":
+        location = location or config.type
+        if not location:
+            raise DataError(
+                "no tokenizer named", where="tokenizer.type", fix="give a tokenizer.json or a folder"
+            )
+        return _load_path(Path(location), overrides)
+    type = known_type(config.type or GPT2_BPE)
+    if config.file or (type == HUGGING_FACE and location):
+        _refuse_both(config)
+        return _load_path(Path(location or ""), overrides)
+    if type == HUGGING_FACE:
+        raise DataError(
+            "HFTokenizer needs a tokenizer.json",
+            where="tokenizer.file",
+            fix="give `file` (or `model`): a tokenizer.json or a folder with one",
+        )
+    return _load_gpt2(config, overrides)
+
+
+def _refuse_both(config: TokenizerConfig) -> None:
+    if config.vocab_file or config.merge_file:
+        raise DataError(
+            "both `file` and `vocab_file`/`merge_file` are given",
+            where="tokenizer",
+            fix="give a tokenizer.json, or GPT-2's two files, not both",
+        )
+
+
+def _load_gpt2(config: TokenizerConfig, overrides: Mapping[str, str]) -> DefinedTokenizer:
+    for key, value, name in (
+        ("vocab_file", config.vocab_file, "vocab.json"),
+        ("merge_file", config.merge_file, "merges.txt"),
+    ):
+        if not value:
+            raise DataError(
+                f"GPT2BPETokenizer needs {key} (GPT-2's {name})",
+                where=f"tokenizer.{key}",
+                fix="give both files, or `file` with a tokenizer.json; `megalith tokenizer train` makes all three",
+            )
+    return gpt2_tokenizer(Path(config.vocab_file or ""), Path(config.merge_file or ""), overrides)
+
+
+def gpt2_tokenizer(
+    vocab_file: Path, merge_file: Path, overrides: Mapping[str, str] | None = None
+) -> DefinedTokenizer:
+    """GPT2BPETokenizer of vocab.json and merges.txt; `<|endoftext|>` ends a document."""
+    vocab_file, merge_file = vocab_file.expanduser(), merge_file.expanduser()
+    definition = read_gpt2_files(vocab_file, merge_file)
+    roles = dict.fromkeys(("eod", "bos", "eos"), END_OF_TEXT) if definition["added_tokens"] else {}
+    return DefinedTokenizer(definition, {**roles, **(overrides or {})}, type=GPT2_BPE, where=str(vocab_file))
+
+
+def _load_path(path: Path, overrides: Mapping[str, str]) -> DefinedTokenizer:
+    path = path.expanduser()
+    if path.is_dir():
+        return _load_folder(path, overrides)
+    if not path.exists():
+        raise DataError(
+            "no such tokenizer file or folder",
+            where=str(path),
+            fix="check the path; nothing is downloaded: put tokenizer.json there yourself",
+        )
+    return _load_json(path, HUGGING_FACE, {}, overrides)
+
+
+def _load_folder(folder: Path, overrides: Mapping[str, str]) -> DefinedTokenizer:
+    if not (folder / TOKENIZER_FILE).is_file():
+        vocab_file, merge_file = folder / "vocab.json", folder / "merges.txt"
+        if vocab_file.is_file() and merge_file.is_file():
+            return gpt2_tokenizer(vocab_file, merge_file, overrides)
+        raise DataError(
+            "a folder without tokenizer.json", where=str(folder), fix="give the folder or file that has it"
+        )
+    notes = _notes(folder / ROLES_FILE)
+    if notes is None:
+        return _load_json(folder / TOKENIZER_FILE, HUGGING_FACE, _hugging_face_roles(folder), overrides)
+    roles = _checked_roles(notes.get("special_tokens") or {})
+    type = known_type(str(notes.get("type") or HUGGING_FACE))
+    loaded = _load_json(folder / TOKENIZER_FILE, type, roles, overrides)
+    if "hash" in notes and notes["hash"] != loaded.hash():
+        raise DataError(
+            f"{TOKENIZER_FILE} was changed after it was saved: its hash differs from {ROLES_FILE}'s",
+            where=str(folder),
+            fix="restore the file; a tokenizer must not change under a trained model",
+        )
+    return loaded
+
+
+def _load_json(
+    path: Path, type: str, roles: Mapping[str, str], overrides: Mapping[str, str]
+) -> DefinedTokenizer:
+    definition = read_definition(path)
+    try:
+        known = vocabulary(definition)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError("damaged: its vocabulary or added tokens cannot be read", where=str(path)) from None
+    if not known:
+        raise DataError("its vocabulary is empty", where=str(path))
+    found = {role: token for role, token in roles.items() if token in known}
+    candidates = (*_EOD_CANDIDATES[:1], found.get("eos", ""), *_EOD_CANDIDATES[1:])
+    eod = next((token for token in candidates if token in known), None)
+    if eod is not None:
+        found = {"eod": eod, **found}
+    tokenizer = DefinedTokenizer(definition, {**found, **overrides}, type=type, where=str(path))
+    tokenizer.check()
+    return tokenizer
+
+
+def _checked_roles(roles: Mapping[str, Any]) -> dict[str, str]:
+    wrong = [role for role in roles if role not in ROLES]
+    if wrong:
+        raise DataError(
+            f"unknown role {wrong[0]!r}", where="tokenizer.special_tokens", fix="roles: " + ", ".join(ROLES)
+        )
+    return {role: str(token) for role, token in roles.items()}
+
+
+def _notes(path: Path) -> dict[str, Any] | None:
+    """The parsed JSON object of a file, None where there is no such file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        notes = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise DataError(f"damaged: {error}", where=str(path), fix="restore the file") from None
+    if path.name == ROLES_FILE and notes.get("format_version", FOLDER_VERSION) > FOLDER_VERSION:
+        raise DataError("written by a newer Megalith", where=str(path), fix="use that version")
+    return notes
+
+
+def _hugging_face_roles(folder: Path) -> dict[str, str]:
+    """Special tokens that Hugging Face's companion files name; plain strings or objects with `content`."""
+    roles: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        notes = _notes(folder / name) or {}
+        for role in _HUGGING_FACE_ROLES:
+            token = notes.get(f"{role}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                roles[role] = token
+    return roles
