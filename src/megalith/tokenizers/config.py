@@ -6,11 +6,13 @@ Knows names. Refuses to open files (`load` does).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from megalith.config.schema import Section, setting
-from megalith.errors import UnsupportedError
+from megalith.config.schema import ForeignKey, Section, error, ignored, setting
+from megalith.errors import Problem, UnsupportedError
+from megalith.tokenizers.base import ROLES
 
 GPT2_BPE = "GPT2BPETokenizer"
 HUGGING_FACE = "HFTokenizer"
@@ -47,6 +49,28 @@ class TokenizerConfig(Section):
     special_tokens: dict[str, str] | None = setting(
         None, "Token of each role (eod, bos, eos, pad, unk, cls, sep, mask), where the files do not say."
     )
+
+    foreign_keys: ClassVar[Mapping[str, ForeignKey]] = {
+        "sentencepiece_legacy": ignored("only SentencePiece tokenizers have it", silent=True),
+        "use_fast": ignored("the fast tokenizer is used wherever it gives the same ids", silent=True),
+        "num_sentinel_tokens": ignored("only T5 has sentinel tokens", silent=True),
+    }
+
+    def problems(self) -> Iterable[Problem]:
+        """Names that are unknown or not built, files that contradict each other."""
+        library = self.library
+        for check, where, name in ((known_library, "library", library), (known_type, "type", self.type)):
+            if where == "type" and (name is None or library == "huggingface"):
+                continue
+            try:
+                check(name or "")
+            except UnsupportedError as refusal:
+                yield error(where, refusal.problem.what, refusal.problem.fix)
+        for role in self.special_tokens or {}:
+            if role not in ROLES:
+                yield error(f"special_tokens.{role}", "unknown role", "roles: " + ", ".join(ROLES))
+        if self.file and (self.vocab_file or self.merge_file):
+            yield error("file", "given together with vocab_file or merge_file", "give one or the other")
 
     def located(self) -> dict[str, Any]:
         """The keys that were set, files as absolute paths: enough to load the same tokenizer from anywhere."""

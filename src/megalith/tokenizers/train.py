@@ -74,4 +74,6 @@ def write_trained(tokenizer: DefinedTokenizer, folder: Path) -> list[Path]:
     (folder / "vocab.json").write_bytes(msgspec.json.encode(vocabulary))
     lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [folder / name for name in ("tokenizer.json", "megalith_tokenizer.json", "vocab.json", "merges.txt")]
+    return [
+        folder / name for name in ("tokenizer.json", "megalith_tokenizer.json", "vocab.json", "merges.txt")
+    ]
