@@ -1,0 +1,140 @@
+"""The LightningModule: a thin hand that moves the engine. Holds no parameter; Lightning sees an empty module.
+
+The engine hangs outside the module tree, so that Lightning neither moves, casts, counts nor saves its parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from megalith.engine.engine import Engine, StepResult
+from megalith.engine.objective import Batch
+
+
+@dataclass(frozen=True)
+class Validation:
+    """An exact evaluation: mean over all targets, at a step."""
+
+    step: int
+    loss: float
+    targets: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), capped at e²⁰ as Megatron-LM prints it."""
+        return math.exp(min(20.0, self.loss))
+
+
+class MegalithModule(pl.LightningModule):
+    """Trains `engine` under a `MegalithStrategy`. Logs `train_loss`, `val_loss`, `test_loss` for other people's callbacks."""
+
+    engine: Engine
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        object.__setattr__(self, "engine", engine)
+        self.result: StepResult | None = None
+        """The last training step's."""
+        self.validation: Validation | None = None
+        """The last validation's."""
+        self.test: Validation | None = None
+        self._totals: dict[str, tuple[float, int]] = {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The engine's: Lightning's wrapper around it counts the steps."""
+        return self.engine.optimizer
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        """Nothing: the engine counts targets where the loader left them, and moves micro-batches itself."""
+        return batch
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Gradients are of no use to a validation: give their memory back."""
+        self.engine.zero_gradients()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the engine, in the two halves that Lightning needs apart."""
+        engine = self.engine
+        scale, samples, tokens = engine.scaler.scale, engine.consumed_samples, engine.consumed_tokens
+        terms = engine.forward_backward(batch)
+        optimizer: Any = self.optimizers()
+        updated = bool(optimizer.step())
+        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        self.result = StepResult(
+            loss=values.pop("loss"),
+            terms=values,
+            grad_norm=engine.grad_norm,
+            lr=engine.lr,
+            skipped=not updated,
+            tokens=engine.consumed_tokens - tokens,
+            samples=engine.consumed_samples - samples,
+            loss_scale=scale,
+        )
+        self.log("train_loss", self.result.loss, logger=False, sync_dist=False)
+
+    def metrics(self) -> dict[str, float]:
+        """What is known of the engine at this very step, exact: for ranking and naming a checkpoint.
+
+        A validation that was made at an earlier step is not in it.
+        """
+        logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        found = {name: value for name, value in logged.items() if not name.startswith(("val_", "test_"))}
+        if self.result is not None:
+            found |= {"train_loss": self.result.loss, "reduced_train_loss": self.result.loss}
+        if self.validation is not None and self.validation.step == self.engine.step:
+            found |= {name: value for name, value in logged.items() if name.startswith("val_")}
+            found |= {"val_loss": self.validation.loss, "val_perplexity": self.validation.perplexity}
+        return found
+
+    # -- validation and test: sums and counts over everything, divided once ----------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums."""
+        self._totals = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the sums."""
+        self._add(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Divide, and log `val_loss` and `val_perplexity`."""
+        self.validation = self._finish()
+        if self.validation is not None:
+            self._log("val", self.validation)
+
+    def on_test_epoch_start(self) -> None:
+        """Start the sums."""
+        self._totals = {}
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one batch to the sums."""
+        self._add(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Divide, and log `test_loss` and `test_perplexity`."""
+        self.test = self._finish()
+        if self.test is not None:
+            self._log("test", self.test)
+
+    def _add(self, batch: Batch) -> None:
+        for name, (value, count) in self.engine.evaluate([batch]).items():
+            before, number = self._totals.get(name, (0.0, 0))
+            self._totals[name] = before + value, number + count
+
+    def _finish(self) -> Validation | None:
+        """The mean over all targets, of the terms together; None when there was not one target."""
+        counted = {name: (value, count) for name, (value, count) in self._totals.items() if count}
+        if not counted:
+            return None
+        loss = sum(value / count for value, count in counted.values())
+        return Validation(self.engine.step, loss, max(count for _, count in counted.values()))
+
+    def _log(self, kind: str, found: Validation) -> None:
+        values = {f"{kind}_loss": found.loss, f"{kind}_perplexity": found.perplexity}
+        self.log_dict(values, logger=False, sync_dist=False)

@@ -1,0 +1,148 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere, both made of the rows that the files get.
+
+step 120/1000 | loss 4.812 | lr 2.0e-04 | norm 1.31 | 18.2k tokens/s | 0.31 TFLOP/s | MFU 41.2 % | ETA 0:07:12
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from megalith.engine.engine import Engine
+from megalith.training.metrics import Row
+
+REFRESH = 0.2
+"""Seconds between redraws of the bar."""
+
+
+def train_text(row: Row) -> str:
+    """The measurements of a training row, for people."""
+    parts = [
+        f"loss {_number(row['train_loss'], '.3f')}",
+        f"lr {row['lr']:.1e}",
+        f"norm {_number(row['grad_norm'], '.2f')}",
+    ]
+    if row["loss_scale"] != 1.0:
+        parts.append(f"scale {row['loss_scale']:g}")
+    if row["skipped"]:
+        parts.append(f"skipped {row['skipped']}")
+    parts += [f"{thousands(row['tokens_per_second'])} tokens/s", f"{row['tflops_per_second']:.3g} TFLOP/s"]
+    if row.get("mfu") is not None:
+        parts.append(f"MFU {100 * row['mfu']:.1f} %")
+    return " | ".join(parts)
+
+
+def evaluation_text(row: Row) -> str:
+    """The line of a validation or a test."""
+    kind = "val" if "val_loss" in row else "test"
+    name = {"val": "validation", "test": "test"}[kind]
+    return (
+        f"step {row['step']} | {name} loss {row[f'{kind}_loss']:.4f} | perplexity {row[f'{kind}_perplexity']:.2f} "
+        f"| {row[f'{kind}_targets']:,} targets in {row[f'{kind}_seconds']:.1f} s"
+    )
+
+
+def thousands(value: float) -> str:
+    """`18234` → `18.2k`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`3:02:09`; days in front when there are any."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hour}:{minute:02d}:{second:02d}"
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "not finite" if value is None else format(value, spec)
+
+
+class ProgressDisplay:
+    """A sink for rows (`show`), and the bar around the steps between them."""
+
+    def __init__(self, *, total: int, console: Console | None = None) -> None:
+        self.total, self.console = total, console or Console()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._step_seconds: float | None = None
+
+    def start(self, step: int) -> None:
+        """Draw the bar, on a terminal."""
+        if self.console.is_terminal and self._bar is None:
+            columns = (
+                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(20),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Progress(
+                *columns, console=self.console, refresh_per_second=1 / REFRESH, transient=True
+            )
+            self._task = self._bar.add_task("", total=self.total, completed=step)
+            self._bar.start()
+
+    def stop(self) -> None:
+        """Take the bar away; the lines stay."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step)
+
+    def show(self, row: Row) -> None:
+        """A row: into the bar, or as a line. Validations are lines always."""
+        if "train_loss" not in row:
+            self.console.print(evaluation_text(row), highlight=False, soft_wrap=True)
+            return
+        step = row["step"]
+        text = f"{train_text(row)} | ETA {self._remaining(row)}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text, completed=step)
+        else:
+            self.console.print(f"step {step}/{self.total} | {text}", highlight=False, soft_wrap=True)
+
+    def _remaining(self, row: Row) -> str:
+        """Steps left × a running mean of the time of a step, in which the first row (warm caches, compilation) fades."""
+        seconds = row["step_seconds"]
+        before = self._step_seconds
+        self._step_seconds = seconds if before is None else 0.7 * before + 0.3 * seconds
+        return duration(self._step_seconds * (self.total - row["step"]))
+
+
+class ProgressCallback(pl.Callback):
+    """Moves a display with the run."""
+
+    def __init__(self, engine: Engine, display: ProgressDisplay) -> None:
+        self.engine, self.display, self._drawn = engine, display, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start where the engine is."""
+        self.display.start(self.engine.step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Move, but not more often than an eye sees."""
+        now = time.monotonic()
+        if now - self._drawn >= REFRESH:
+            self.display.advance(self.engine.step)
+            self._drawn = now
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the terminal as it was."""
+        self.display.stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the terminal as it was."""
+        self.display.stop()

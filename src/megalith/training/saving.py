@@ -1,0 +1,69 @@
+"""What one checkpoint of a run holds, and how it gets back into the engine.
+
+    engine.tensors ─┐
+    engine.state    ├─▶ Checkpointer ─▶ step_0001000/
+    data plan, loop ┘
+
+Knows the engine and the native format. Knows no Lightning: `engine.fit` and Lightning's Trainer save through this alike, so
+their files differ in the section `loop` at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megalith.checkpoint.native import Checkpointer, load
+from megalith.engine.engine import Engine
+
+
+class Saver:
+    """Saves and loads one engine. `extra` are further sections of `state.json` that do not change (the data plan)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        checkpointer: Checkpointer,
+        *,
+        config_yaml: str,
+        tokenizer: Path | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.engine, self.checkpointer = engine, checkpointer
+        self.config_yaml, self.tokenizer, self.extra = config_yaml, tokenizer, dict(extra or {})
+        self.verified: Path | None = None
+        """A step folder whose hashes were just checked; `load` does not check them twice."""
+
+    @property
+    def root(self) -> Path:
+        """The checkpoints folder."""
+        return self.checkpointer.root
+
+    def save(self, metrics: Mapping[str, float] | None = None, loop: Mapping[str, Any] | None = None) -> Path:
+        """Save the engine as it is now. → the step folder. `metrics` rank and name it; `loop` is the loop's own JSON."""
+        engine = self.engine
+        values = {"consumed_samples": engine.consumed_samples, "consumed_tokens": engine.consumed_tokens}
+        return self.checkpointer.save(
+            engine.step,
+            engine.tensors(),
+            {**engine.state_dict(), **self.extra, "loop": dict(loop or {})},
+            config_yaml=self.config_yaml,
+            tokenizer=self.tokenizer,
+            metrics={**values, **(metrics or {})},
+        )
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Put a step folder into the engine. → its whole state. Errors: `CheckpointError`, with nothing changed."""
+        state = load(folder, self.engine.tensors(), verified=folder == self.verified)
+        self.engine.load_state_dict(state)
+        return state
+
+    def load_weights(self, folder: Path) -> None:
+        """Put the model's weights alone into the engine; counters and optimizer stay fresh."""
+        weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
+        load(folder, weights, verified=folder == self.verified)
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raise what went wrong there."""
+        self.checkpointer.wait()

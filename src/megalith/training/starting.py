@@ -1,0 +1,98 @@
+"""From which checkpoint a run starts: its own newest, another one that the user named, or none.
+
+    the run has checkpoints ──▶ go on from the newest that is whole
+    model.resume_from_checkpoint ──▶ that one, once: started again, the run goes on from its own
+    model.init_from ──▶ its weights at step 0, once
+    otherwise ──▶ fresh
+
+A path that the user typed and that leads nowhere is an error, never a fresh start. Changes nothing on the disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megalith.checkpoint.native import newest_verified, read_state, verify
+from megalith.checkpoint.open import resolve
+from megalith.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Start:
+    """`folder` has been verified. `origin` goes into the run's checkpoints, so that a later start knows what this one did."""
+
+    kind: Literal["fresh", "resume", "weights"]
+    folder: Path | None
+    origin: dict[str, str]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """`state.json` of the checkpoint that the run goes on from; empty for a run that begins."""
+        return read_state(self.folder) if self.kind == "resume" and self.folder else {}
+
+
+def choose_start(
+    checkpoints: Path,
+    *,
+    resume_if_exists: bool,
+    ignore_no_checkpoint: bool = False,
+    resume_from: str | Path | None = None,
+    init_from: str | Path | None = None,
+) -> Start:
+    """Decide. Errors: `CheckpointError` for a path that leads nowhere, damage without an older whole checkpoint, both paths
+    at once, and for a run without checkpoints unless `ignore_no_checkpoint` or a path was given."""
+    if resume_from and init_from:
+        raise CheckpointError(
+            "both are given",
+            where="model.resume_from_checkpoint, model.init_from",
+            fix="resume_from_checkpoint goes on at its step, init_from takes the weights to step 0: keep one",
+        )
+    asked = _origin(resume_from, init_from)
+    own, notices = newest_verified(checkpoints) if resume_if_exists else (None, [])
+    if own is not None:
+        before = read_state(own).get("origin", {})
+        if init_from and before != asked:
+            raise CheckpointError(
+                f"this run has checkpoints already, and did not begin with the weights of {init_from}",
+                where=str(checkpoints),
+                fix="another exp_manager.name for a new run; without model.init_from to go on with this one",
+            )
+        if not resume_from or before == asked:
+            return Start("resume", own, before, tuple(notices))
+    elif notices and not (resume_from or init_from):
+        raise CheckpointError(
+            "\n    ".join(["no checkpoint of this run is whole", *notices]),
+            where=str(checkpoints),
+            fix="give the run another exp_manager.name to begin anew, or model.resume_from_checkpoint",
+        )
+    if resume_from:
+        return Start("resume", _whole(resume_from), asked, tuple(notices))
+    if init_from:
+        return Start("weights", _whole(init_from), asked, tuple(notices))
+    if resume_if_exists and not ignore_no_checkpoint:
+        raise CheckpointError(
+            "there is no checkpoint to resume from",
+            where=str(checkpoints),
+            fix="exp_manager.resume_ignore_no_checkpoint=true begins anew where there is none",
+        )
+    return Start("fresh", None, asked)
+
+
+def _origin(resume_from: str | Path | None, init_from: str | Path | None) -> dict[str, str]:
+    given = {"resume_from_checkpoint": resume_from, "init_from": init_from}
+    return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path}
+
+
+def _whole(path: str | Path) -> Path:
+    folder = resolve(path)
+    problems = verify(folder)
+    if problems:
+        raise CheckpointError(
+            "\n    ".join(["the checkpoint is damaged", *problems]),
+            where=str(folder),
+            fix="give another step of that run",
+        )
+    return folder

@@ -1,0 +1,87 @@
+"""When to stop before the last step: a signal, or the time that was given.
+
+One owner of SIGTERM, SIGINT and SIGUSR1: this module. The first signal asks, and the run saves after the step under way and
+ends with exit code 3; the second is left to the operating system and ends the process at once (a checkpoint that is being
+written does not count until it is whole). Lightning's own handlers never get to run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+from megalith.engine.engine import Engine
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
+
+class StopRequest:
+    """Has someone, or the clock, asked the run to stop? `seconds`: how long the run may last, from now on."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.signal: signal.Signals | None = None
+        """The signal that asked."""
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def out_of_time(self) -> bool:
+        """Is the time up?"""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    @property
+    def asked(self) -> bool:
+        """Should the run stop after this step?"""
+        return self.signal is not None or self.out_of_time
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, the first signal is a question. Afterwards the handlers are those that were there before."""
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            self.install()
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._before = {}
+
+    def install(self) -> None:
+        """Take the signals (again); nothing outside `listening`."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        if self.signal is None:
+            self.signal = received
+            # Not print: a handler may interrupt one, and buffered streams do not allow a second writer.
+            text = f"\n{received.name}: saving after this step, then stopping. Once more stops at once.\n"
+            os.write(2, text.encode())
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+class StopCallback(pl.Callback):
+    """Ends `fit` after the step in which a stop was asked for; no validation comes in between, the final save does."""
+
+    def __init__(self, engine: Engine, request: StopRequest) -> None:
+        self.engine, self.request = engine, request
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has just set its own handlers: take the signals back."""
+        self.request.install()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """All processes agree, since the signal may reach them at different steps."""
+        if trainer.strategy.reduce_boolean_decision(self.request.asked, all=False):
+            trainer.limit_val_batches = 0
+            trainer.should_stop = True
