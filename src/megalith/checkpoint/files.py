@@ -12,12 +12,13 @@ import queue
 import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 Buffer: TypeAlias = bytes | memoryview
+Progress: TypeAlias = Callable[[int], None]
 
 CHUNK = 8 << 20
 """Bytes handed to the disk and to the hash at once."""
@@ -150,13 +151,21 @@ def regular_size(path: Path) -> int:
     return status.st_size
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+def file_digest(path: Path, progress: Progress | None = None) -> str:
+    """SHA-256 of a file's content, in hexadecimal. `progress` is told the number of bytes as they are read."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(min(CHUNK, regular_size(path) + 1)))
     with open(path, "rb", buffering=0) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            if progress is not None:
+                progress(count)
+    return digest.hexdigest()
 
 
-def file_digests(paths: list[Path], *, threads: int = 1) -> list[str | OSError]:
+def file_digests(
+    paths: list[Path], *, threads: int = 1, progress: Progress | None = None
+) -> list[str | OSError]:
     """SHA-256 of each file, or the error that reading it gave; `threads` files at a time."""
     results: list[str | OSError] = [OSError("not read")] * len(paths)
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -170,7 +179,7 @@ def file_digests(paths: list[Path], *, threads: int = 1) -> list[str | OSError]:
             except queue.Empty:
                 return
             try:
-                results[number] = file_digest(paths[number])
+                results[number] = file_digest(paths[number], progress)
             except OSError as error:
                 results[number] = error
 

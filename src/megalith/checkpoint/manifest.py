@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from megalith.checkpoint.files import FileRecord, file_digests, regular_size, replace_file
+from megalith.checkpoint.files import FileRecord, Progress, file_digests, regular_size, replace_file
 from megalith.checkpoint.header import ITEM_BYTES, HeaderError, read_header
 
 FORMAT_VERSION = 1
@@ -199,11 +199,17 @@ def quick_problems(folder: Path) -> tuple[Manifest | None, list[str]]:
     return manifest, problems
 
 
-def verify(folder: Path, *, only: Iterable[str] | None = None, threads: int = THREADS) -> list[str]:
+def verify(
+    folder: Path,
+    *,
+    only: Iterable[str] | None = None,
+    threads: int = THREADS,
+    progress: Progress | None = None,
+) -> list[str]:
     """Everything that is wrong with a step folder, one line each; an empty list says that it is exactly what was saved.
 
     Checks the set of files and the sizes of all, then the SHA-256 of each (of those named by `only`, where given) and that
-    the tensor files hold the tensors that the manifest names.
+    the tensor files hold the tensors that the manifest names. `progress` is told the number of bytes as they are read.
     """
     folder = Path(folder)
     manifest, problems = quick_problems(folder)
@@ -211,7 +217,7 @@ def verify(folder: Path, *, only: Iterable[str] | None = None, threads: int = TH
         return problems
     suspect = {problem.partition(": ")[0] for problem in problems}
     names = [n for n in manifest.files if n not in suspect and (only is None or n in set(only))]
-    digests = file_digests([folder / name for name in names], threads=threads)
+    digests = file_digests([folder / name for name in names], threads=threads, progress=progress)
     sound = []
     for name, digest in zip(names, digests, strict=True):
         if isinstance(digest, OSError):

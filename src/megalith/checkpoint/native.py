@@ -64,6 +64,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+COUNTERS = ("consumed_samples", "consumed_tokens", "epoch")
+"""Keys of the state that the names of links may use like a metric."""
 MARGIN = 16 << 20
 """Bytes of disk that a save leaves for names, blocks and JSON when it looks for room."""
 
@@ -166,20 +168,20 @@ class Checkpointer:
         """
         self.wait()
         texts = _texts(step, state, config_yaml, tokenizer)
-        values = {name: float(value) for name, value in (metrics or {}).items()}
+        counters = {name: state[name] for name in COUNTERS if isinstance(state.get(name), int | float)}
+        values = {name: float(value) for name, value in (counters | dict(metrics or {})).items()}
         for tensor in tensors.values():
             describe(tensor)
         _groups(tensors)
         self._make_room(step, sum(t.nbytes for t in tensors.values()) + sum(map(len, texts.values())))
-        hasher = Hasher()
         if self.asynchronous:
             job = _Job(step, self._staging.copy(tensors), texts, values)
             self._thread = threading.Thread(
-                target=self._background, args=(job, hasher), name="checkpoint-write"
+                target=self._background, args=(job, Hasher()), name="checkpoint-write"
             )
             self._thread.start()
         else:
-            self._write(_Job(step, tensors, texts, values), hasher)
+            self._write(_Job(step, tensors, texts, values), Hasher())
         return self.root / names.step_name(step)
 
     def wait(self) -> None:

@@ -10,7 +10,7 @@ import difflib
 import os
 from pathlib import Path
 
-from megalith.checkpoint.layout import LATEST, newest_complete, read_latest, step_folders
+from megalith.checkpoint.layout import LATEST, newest_complete, read_latest, step_folders, step_of
 from megalith.checkpoint.manifest import MANIFEST, quick_problems
 from megalith.errors import CheckpointError
 
@@ -25,6 +25,26 @@ def resolve(path: str | Path) -> Path:
     For a run or a checkpoints folder this is what `latest` names, or where that is not complete, the complete one published
     last. Completeness here is the manifest, the set of files and their sizes; hashes are checked by the load.
     """
+    given, found = Path(path).expanduser(), locate(path)
+    if _is_step(found):
+        return _complete(found)
+    newest = _newest(found)
+    if newest is None:
+        raise _nothing_in(given, found)
+    return newest
+
+
+def resolve_all(path: str | Path) -> list[Path]:
+    """Every step folder below a run or a checkpoints folder, or the one that `path` means; whole or damaged, by step."""
+    given, found = Path(path).expanduser(), locate(path)
+    folders = [found] if _is_step(found) else step_folders(found)
+    if not folders:
+        raise _nothing_in(given, found)
+    return folders
+
+
+def locate(path: str | Path) -> Path:
+    """The step folder or checkpoints folder that `path` leads to, whether or not there is anything whole in it."""
     given = Path(path).expanduser()
     try:
         real = given.resolve(strict=True)
@@ -34,31 +54,30 @@ def resolve(path: str | Path) -> Path:
         raise CheckpointError(
             f"cannot be followed ({getattr(error, 'strerror', None) or error})",
             where=str(given),
-            fix="it is a link that leads to itself: give the run folder instead",
+            fix="where it is a link that leads to itself, give the run folder instead",
         ) from error
-    if real.is_file():
+    if not real.is_dir():
         return _from_file(given, real)
-    if (real / MANIFEST).exists():
-        return _complete(real)
-    root = real / CHECKPOINTS if (real / CHECKPOINTS).is_dir() else real
-    newest = _newest(root)
-    if newest is not None:
-        return newest
-    raise _nothing_in(given, real)
+    inner = real / CHECKPOINTS
+    return inner if not _is_step(real) and inner.is_dir() else real
+
+
+def _is_step(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() or step_of(folder.name) is not None
 
 
 def _from_file(given: Path, real: Path) -> Path:
     if real.name == LATEST:
         named = read_latest(real.parent)
         if named is not None and named.is_dir():
-            return _complete(named)
+            return named
+        what = f"it names {named.name if named else 'no step folder'}, which is not here"
         raise CheckpointError(
-            f"it names {named.name if named else 'no step folder'}, which is not here",
-            where=str(given),
-            fix=f"give the folder it lies in; {_listing(real.parent)}",
+            what, where=str(given), fix=f"give the folder it lies in; {_listing(real.parent)}"
         )
-    if (real.parent / MANIFEST).exists():
-        return _complete(real.parent)
+    for folder in (real.parent, real.parent.parent):
+        if _is_step(folder):
+            return folder
     raise CheckpointError(
         "is a file, not a checkpoint",
         where=str(given),
@@ -72,7 +91,7 @@ def _complete(folder: Path) -> Path:
         raise CheckpointError(
             "the checkpoint is damaged\n  " + "\n  ".join(problems[:SHOWN]),
             where=str(folder),
-            fix="give the run folder, and the newest whole checkpoint is taken",
+            fix="give the run folder, and the newest complete checkpoint is taken",
         )
     return folder
 
@@ -84,26 +103,22 @@ def _newest(root: Path) -> Path | None:
     return newest_complete(root)
 
 
-def _nothing_in(given: Path, real: Path) -> CheckpointError:
-    root = real / CHECKPOINTS if (real / CHECKPOINTS).is_dir() else real
+def _nothing_in(given: Path, root: Path) -> CheckpointError:
     damaged = step_folders(root)
     if damaged:
-        lines = [f"{folder.name}: {'; '.join(quick_problems(folder)[1][:2])}" for folder in damaged]
-        return CheckpointError(
-            "none of its checkpoints is complete\n  " + "\n  ".join(lines),
-            where=str(given),
-            fix="start anew, or load another run",
-        )
-    runs = sorted(p.parent.parent for p in real.glob(f"*/{CHECKPOINTS}/{LATEST}")) or sorted(
-        p.parent.parent for p in real.glob(f"*/*/{CHECKPOINTS}/{LATEST}")
+        lines = [f"{folder.name}: {'; '.join(quick_problems(folder)[1][:2])}" for folder in damaged[-SHOWN:]]
+        what = "\n    ".join(["none of its checkpoints is complete", *lines])
+        return CheckpointError(what, where=str(given), fix="load another run, or start anew")
+    runs = sorted(
+        {p.parent.parent for depth in ("*", "*/*") for p in root.glob(f"{depth}/{CHECKPOINTS}/{LATEST}")}
     )
     if runs:
-        some = ", ".join(str(given / run.relative_to(real)) for run in runs[:SHOWN])
+        some = ", ".join(str(given / run.relative_to(root)) for run in runs[:SHOWN])
         return CheckpointError("it holds runs, not a checkpoint", where=str(given), fix=f"give one of {some}")
     return CheckpointError(
         "there is no checkpoint in it",
         where=str(given),
-        fix=f"give a run folder or a step folder; {_listing(real)}",
+        fix=f"give a run folder or a step folder; {_listing(root)}",
     )
 
 

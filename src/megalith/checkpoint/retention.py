@@ -154,8 +154,9 @@ class Retention:
 
 
 def _values(manifest: Manifest) -> dict[str, float]:
-    """What the fields of a template may name."""
-    return {"epoch": 0, **manifest.metrics, "step": manifest.step}
+    """What the fields of a template may name; steps and epochs are whole numbers there, all else is as it was given."""
+    epoch = manifest.metrics.get("epoch", 0)
+    return {**manifest.metrics, "epoch": int(epoch), "step": manifest.step}
 
 
 def _drop_optimizer(kept: _Kept) -> None:

@@ -1,0 +1,116 @@
+"""What a step folder holds, told from its manifest, its state and its configuration, without reading a tensor.
+
+Knows the small files of a step folder. Never imports torch, so that `megalith checkpoint inspect` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megalith.checkpoint.files import readable_bytes
+from megalith.checkpoint.manifest import CONFIG, STATE, Manifest, read_manifest
+
+SHOWN_KEYS = (
+    "name",
+    "trainer.precision",
+    "model.num_layers",
+    "model.hidden_size",
+    "model.ffn_hidden_size",
+    "model.num_attention_heads",
+    "model.encoder_seq_length",
+    "model.max_position_embeddings",
+    "model.micro_batch_size",
+    "model.global_batch_size",
+    "model.tokenizer.library",
+    "model.tokenizer.type",
+    "model.optim.name",
+    "model.optim.lr",
+    "model.optim.sched.name",
+    "model.init_from",
+)
+"""Keys of the configuration that the table shows; `--json` gives all of it."""
+
+
+def summarise(folder: Path) -> dict[str, Any]:
+    """Everything about a step folder as plain JSON: step, counters, metrics, tensors by kind, configuration, state, files.
+
+    Raises `ManifestError`, `OSError` or `ValueError` where the folder is not what it should be; call `resolve` first.
+    """
+    manifest = read_manifest(folder)
+    state = json.loads((folder / STATE).read_bytes())
+    return {
+        "path": str(folder),
+        "step": manifest.step,
+        "sequence": manifest.sequence,
+        "consumed_samples": state.get("consumed_samples"),
+        "consumed_tokens": state.get("consumed_tokens"),
+        "metrics": {
+            name: value if value - value == 0 else repr(value) for name, value in manifest.metrics.items()
+        },
+        "bytes": sum(record.size for record in manifest.files.values()),
+        "tensors": _tensors(manifest),
+        "config": yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")),
+        "state": state,
+        "files": {name: {"bytes": f.size, "sha256": f.sha256} for name, f in sorted(manifest.files.items())},
+        "dropped": list(manifest.dropped),
+    }
+
+
+def _tensors(manifest: Manifest) -> dict[str, Any]:
+    """kind → how many tensors, elements, bytes, and tensors of each dtype."""
+    kinds: dict[str, Any] = {}
+    for kind in sorted({name.partition(".")[0] for name in manifest.tensors}):
+        members = [t for name, t in manifest.tensors.items() if name.partition(".")[0] == kind]
+        kinds[kind] = {
+            "count": len(members),
+            "elements": sum(t.elements for t in members),
+            "bytes": sum(t.nbytes for t in members),
+            "dtypes": dict(Counter(t.dtype for t in members).most_common()),
+        }
+    return kinds
+
+
+def describe(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary as (what, value) lines for a person."""
+    lines = [("folder", summary["path"]), ("step", f"{summary['step']:,}")]
+    for key in ("consumed_samples", "consumed_tokens"):
+        if summary[key] is not None:
+            lines.append((key.replace("_", " "), f"{summary[key]:,}"))
+    lines += [(name, str(value)) for name, value in summary["metrics"].items() if name not in summary["state"]]
+    for kind, t in summary["tensors"].items():
+        dtypes = ", ".join(f"{dtype} × {count}" for dtype, count in t["dtypes"].items())
+        lines.append(
+            (
+                kind,
+                f"{t['count']} tensors, {t['elements']:,} numbers, {readable_bytes(t['bytes'])} ({dtypes})",
+            )
+        )
+    if summary["dropped"]:
+        lines.append(("dropped", ", ".join(summary["dropped"])))
+    config = [(key, _lookup(summary["config"], key)) for key in SHOWN_KEYS]
+    lines += [(key, str(value)) for key, value in config if value is not None]
+    lines += [("data plan", line) for line in _plan(summary["state"].get("data_plan"))]
+    lines.append(("state", ", ".join(sorted(summary["state"]))))
+    lines += [("file", f"{name}  {readable_bytes(f['bytes'])}") for name, f in summary["files"].items()]
+    return lines
+
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return None if isinstance(config, dict | list) else config
+
+
+def _plan(plan: Any) -> list[str]:
+    """A data plan in short: one line a key, long values cut."""
+    if plan is None:
+        return []
+    items = plan.items() if isinstance(plan, dict) else [("", plan)]
+    texts = (f"{key}: {json.dumps(value)}".removeprefix(": ") for key, value in items)
+    return [text if len(text) <= 100 else f"{text[:99]}…" for text in texts]

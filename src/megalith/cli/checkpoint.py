@@ -1,0 +1,95 @@
+"""`megalith checkpoint inspect|verify`: what a checkpoint holds, and whether it is still what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look into checkpoints: what they hold, and whether they are whole."
+)
+
+Where = Annotated[
+    Path,
+    typer.Argument(help="a run folder, its checkpoints folder, a step folder, `latest` or a link to one"),
+]
+
+
+@app.command()
+def inspect(
+    path: Where,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, as one JSON object")] = False,
+) -> None:
+    """Shows step, counters, metrics, tensors, configuration, data plan and files of a checkpoint; of a run, its latest.
+
+    Example: megalith checkpoint inspect nemo_experiments/megatron_gpt
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from megalith.checkpoint.open import resolve
+    from megalith.checkpoint.summary import describe, summarise
+
+    summary = summarise(resolve(path))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    previous = ""
+    for what, value in describe(summary):
+        table.add_row(what if what != previous else "", value)
+        previous = what
+    Console(highlight=False, markup=False).print(table)
+
+
+@app.command()
+def verify(path: Where) -> None:
+    """Reads every byte of a checkpoint (of a run: of all its checkpoints) and compares it with what was saved.
+
+    Exit code 1 when anything differs. Example: megalith checkpoint verify nemo_experiments/megatron_gpt
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from megalith.checkpoint.manifest import quick_problems
+    from megalith.checkpoint.manifest import verify as problems_of
+    from megalith.checkpoint.open import resolve_all
+    from megalith.errors import EXIT_FAILURE
+
+    folders = resolve_all(path)
+    sizes = {}
+    for folder in folders:
+        manifest, _ = quick_problems(folder)
+        sizes[folder] = sum(f.size for f in manifest.files.values()) if manifest else 0
+    damaged = 0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("verifying", total=sum(sizes.values()))
+        for folder in folders:
+            bar.update(task, description=folder.name)
+            problems = problems_of(folder, progress=lambda count: bar.advance(task, count))
+            damaged += bool(problems)
+            typer.echo(f"{folder}: " + ("damaged" if problems else "whole"))
+            for problem in problems:
+                typer.echo(f"  {problem}")
+    if damaged:
+        raise typer.Exit(EXIT_FAILURE)
