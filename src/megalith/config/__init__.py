@@ -1,0 +1,1 @@
+"""Configuration: files and overrides → one checked tree of sections. Each section lives with its owner."""
