@@ -32,7 +32,6 @@ from megalith.nn.visibility import (
     Visibility,
     causal_visibility,
     document_blocks,
-    document_mask,
     with_bias,
 )
 
@@ -187,8 +186,8 @@ class GPT(nn.Module):
             return causal_visibility(length, start + length, device)
         core = next(iter(self.blocks.values())).attention.core
         if self.relative_bias is None and core.wants_blocks(device):
-            return Visibility(causal=False, blocks=document_blocks(documents))
-        return Visibility(causal=False, mask=document_mask(documents))
+            return Visibility(blocks=document_blocks(documents))
+        return Visibility(documents=documents)
 
     def _angle_dtype(self) -> torch.dtype:
         return torch.promote_types(next(self.parameters()).dtype, torch.float32)

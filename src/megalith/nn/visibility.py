@@ -1,7 +1,7 @@
 """Which keys each query may look at, and what is added to its score: made once a forward, shared by all layers.
 
-Three forms, the cheapest that says it: `causal` (a flag, no tensor), `mask` (a tensor, for SDPA and the explicit core),
-`blocks` (flex attention's block mask). Knows nothing of heads, weights or kernels.
+Four forms, the cheapest that says it: `causal` (a flag, no tensor), `documents` (numbers, from which a core makes what it
+likes best), `mask` (a tensor), `blocks` (flex attention's block mask). Knows nothing of heads, weights or kernels.
 
 Legend: B batch, T queries, S keys, H heads
 """
@@ -15,10 +15,14 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 class Visibility(NamedTuple):
-    """`mask` is (1 or B, 1 or H, T, S): bool, True where a query may look, or a float to add (−inf: may not)."""
+    """`mask` is (1 or B, 1 or H, T, S): bool, True where a query may look, or a float to add (−inf: may not).
 
-    causal: bool
+    `documents` (B, T): causal, and within the same number only. At most one of the four is set.
+    """
+
+    causal: bool = False
     mask: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
     blocks: BlockMask | None = None
 
 
@@ -27,8 +31,8 @@ def causal_visibility(queries: int, keys: int, device: torch.device) -> Visibili
     if queries == keys:
         return Visibility(causal=True)
     if queries == 1:
-        return Visibility(causal=False)
-    return Visibility(causal=False, mask=triangle(queries, keys, device))
+        return Visibility()
+    return Visibility(mask=triangle(queries, keys, device))
 
 
 def triangle(queries: int, keys: int, device: torch.device) -> torch.Tensor:
@@ -37,9 +41,23 @@ def triangle(queries: int, keys: int, device: torch.device) -> torch.Tensor:
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """(B, T) document numbers → (B, 1, T, T) bool: causal, and within the same document only."""
+    """(B, T) document numbers → (B, 1, T, T) bool."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & triangle(documents.shape[1], documents.shape[1], documents.device)
+
+
+def document_lengths(documents: torch.Tensor) -> list[list[int]] | None:
+    """(B, T) → lengths of the documents of each row, in order; None when a number comes back after another.
+
+    A row [4, 4, 7, 7, 7] gives [2, 3].
+    """
+    rows = []
+    for row in documents:
+        numbers, lengths = row.unique_consecutive(return_counts=True)
+        if len(numbers) != len(numbers.unique()):
+            return None
+        rows.append(lengths.tolist())
+    return rows
 
 
 def document_blocks(documents: torch.Tensor) -> BlockMask:
@@ -54,9 +72,14 @@ def document_blocks(documents: torch.Tensor) -> BlockMask:
 
 def with_bias(visibility: Visibility, bias: torch.Tensor) -> Visibility:
     """Folds an additive bias (1, H, T, S) into the mask, since a kernel takes one of both."""
-    mask = visibility.mask
+    mask = as_mask(visibility, bias.shape[-2], bias.shape[-1], bias.device)
+    return Visibility(mask=bias if mask is None else bias.masked_fill(~mask, float("-inf")))
+
+
+def as_mask(visibility: Visibility, queries: int, keys: int, device: torch.device) -> torch.Tensor | None:
+    """Any form but blocks as a mask tensor; None when every query may look at every key."""
     if visibility.causal:
-        mask = triangle(bias.shape[-2], bias.shape[-1], bias.device)
-    if mask is not None:
-        bias = bias.masked_fill(~mask, float("-inf"))
-    return Visibility(causal=False, mask=bias)
+        return triangle(queries, keys, device)
+    if visibility.documents is not None:
+        return document_mask(visibility.documents)
+    return visibility.mask
