@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,16 @@ class Written:
     idx_sha256: str
 
 
+class Chunked(Protocol):
+    """A long array of integers that comes in pieces: item sizes as `<i4`, document ends as `<i8`."""
+
+    length: int
+
+    def chunks(self) -> Iterator[npt.NDArray]:
+        """From the start, at every call."""
+        ...
+
+
 class _Spool:
     """A growing integer array kept in memory up to 16 MiB, then in an unnamed file."""
 
@@ -82,7 +92,7 @@ class _Spool:
         self._file.close()
 
 
-class _HashedFile:
+class HashedFile:
     """A file that knows the SHA-256 and length of what was written to it."""
 
     def __init__(self, path: Path) -> None:
@@ -123,10 +133,10 @@ class IndexedWriter:
         self.prefix = as_prefix(prefix)
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.implementation = impl
-        self._code = dtype_code(self.dtype)
+        dtype_code(self.dtype)  # refuses what tokens cannot be stored as
         if not self.prefix.parent.is_dir():
             raise DataError("no such folder", where=str(self.prefix.parent), fix="create it first")
-        self._bin = _open_partial(bin_path(self.prefix))
+        self._bin = open_partial(bin_path(self.prefix))
         self._sizes = _Spool(self.prefix.parent, "<i4")
         self._documents = _Spool(self.prefix.parent, "<i8")
         self._documents.append(np.zeros(1, np.int64))
@@ -198,11 +208,8 @@ class IndexedWriter:
         if self._last_end != self.items:
             raise ValueError("the last document is still open: call end_document first")
         tokens = self._bin.length // self.dtype.itemsize
-        idx = _open_partial(idx_path(self.prefix))
-        if self.implementation == "mmap":
-            self._write_mmap_index(idx)
-        else:
-            self._write_legacy_index(idx)
+        idx = open_partial(idx_path(self.prefix))
+        write_index(idx, self.implementation, self.dtype, self._sizes, self._documents)
         written = Written(
             items=self._sizes.length,
             documents=self._documents.length - 1,
@@ -238,39 +245,7 @@ class IndexedWriter:
             tokens = _fitting(tokens, self.dtype)
         self._bin.write(np.ascontiguousarray(tokens).data)
 
-    def _write_mmap_index(self, file: _HashedFile) -> None:
-        header = MMAP_MAGIC, VERSION, self._code, self._sizes.length, self._documents.length
-        file.write(MMAP_HEADER.pack(*header))
-        for sizes in self._sizes.chunks():
-            file.write(sizes.data)
-        self._write_offsets(file, self.dtype.itemsize)
-        for ends in self._documents.chunks():
-            file.write(ends.data)
-
-    def _write_legacy_index(self, file: _HashedFile) -> None:
-        items = self._sizes.length
-        header = LEGACY_MAGIC, VERSION, self._code, self.dtype.itemsize, items, items, self._documents.length
-        file.write(LEGACY_HEADER.pack(*header))
-        for start in range(0, items + 1, _CHUNK_ITEMS):
-            file.write(np.arange(start, min(start + _CHUNK_ITEMS, items + 1), dtype="<i8").data)
-        total = self._write_offsets(file, 1)
-        file.write(np.array([total], "<i8").data)
-        for sizes in self._sizes.chunks():
-            file.write(sizes.astype("<i8").data)
-        for ends in self._documents.chunks():
-            file.write(ends.data)
-
-    def _write_offsets(self, file: _HashedFile, unit: int) -> int:
-        """Where each item starts, in units of a token; returns where the last one ends."""
-        total = 0
-        for sizes in self._sizes.chunks():
-            ends = total + np.cumsum(sizes, dtype=np.int64) * unit
-            starts = ends - sizes.astype(np.int64) * unit
-            file.write(starts.astype("<i8", copy=False).data)
-            total = int(ends[-1])
-        return total
-
-    def _publish(self, idx: _HashedFile) -> None:
+    def _publish(self, idx: HashedFile) -> None:
         """Replace an earlier pair so that no moment shows a new `.bin` under an old index."""
         for stale in (idx_path(self.prefix), side_car_path(self.prefix)):
             stale.unlink(missing_ok=True)
@@ -283,6 +258,50 @@ class IndexedWriter:
     def _close_spools(self) -> None:
         self._sizes.close()
         self._documents.close()
+
+
+def write_index(
+    file: HashedFile, implementation: str, dtype: np.dtype, sizes: Chunked, documents: Chunked
+) -> None:
+    """Write the index of items of `sizes` tokens and of the document index `documents`, both read twice at most."""
+    if implementation == "mmap":
+        _write_mmap_index(file, dtype, sizes, documents)
+    else:
+        _write_legacy_index(file, dtype, sizes, documents)
+
+
+def _write_mmap_index(file: HashedFile, dtype: np.dtype, sizes: Chunked, documents: Chunked) -> None:
+    file.write(MMAP_HEADER.pack(MMAP_MAGIC, VERSION, dtype_code(dtype), sizes.length, documents.length))
+    for chunk in sizes.chunks():
+        file.write(chunk.data)
+    _write_offsets(file, sizes, dtype.itemsize)
+    for chunk in documents.chunks():
+        file.write(chunk.data)
+
+
+def _write_legacy_index(file: HashedFile, dtype: np.dtype, sizes: Chunked, documents: Chunked) -> None:
+    items = sizes.length
+    header = LEGACY_MAGIC, VERSION, dtype_code(dtype), dtype.itemsize, items, items, documents.length
+    file.write(LEGACY_HEADER.pack(*header))
+    for start in range(0, items + 1, _CHUNK_ITEMS):
+        file.write(np.arange(start, min(start + _CHUNK_ITEMS, items + 1), dtype="<i8").data)
+    total = _write_offsets(file, sizes, 1)
+    file.write(np.array([total], "<i8").data)
+    for chunk in sizes.chunks():
+        file.write(chunk.astype("<i8").data)
+    for chunk in documents.chunks():
+        file.write(chunk.data)
+
+
+def _write_offsets(file: HashedFile, sizes: Chunked, unit: int) -> int:
+    """Where each item starts, in units of a token; returns where the last one ends."""
+    total = 0
+    for chunk in sizes.chunks():
+        ends = total + np.cumsum(chunk, dtype=np.int64) * unit
+        starts = ends - chunk.astype(np.int64) * unit
+        file.write(starts.astype("<i8", copy=False).data)
+        total = int(ends[-1])
+    return total
 
 
 def partial_path(path: Path) -> Path:
@@ -320,9 +339,9 @@ def _lock(file: IO[bytes], path: Path) -> None:
         return  # some network file systems have no locks: then nobody is stopped
 
 
-def _open_partial(path: Path) -> _HashedFile:
+def open_partial(path: Path) -> HashedFile:
     try:
-        return _HashedFile(partial_path(path))
+        return HashedFile(partial_path(path))
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
