@@ -124,7 +124,7 @@ def test_items_of_two_dimensions(tmp_path):
 def test_a_pointer_outside_the_tokens(mmap_pair):
     patch(idx(mmap_pair), 34 + 4 * 4 + 8, struct.pack("<q", 396))
     dataset = open_indexed(mmap_pair)
-    with pytest.raises(DataError, match="outside the .bin"):
+    with pytest.raises(DataError, match=r"outside the \.bin"):
         dataset[1]
     assert len(dataset[2]) == 30
 
@@ -132,7 +132,7 @@ def test_a_pointer_outside_the_tokens(mmap_pair):
 @pytest.mark.parametrize("pointer", [-8, 2])
 def test_an_impossible_pointer(mmap_pair, pointer):
     patch(idx(mmap_pair), 34 + 4 * 4 + 8, struct.pack("<q", pointer))
-    with pytest.raises(DataError, match="outside the .bin"):
+    with pytest.raises(DataError, match=r"outside the \.bin"):
         open_indexed(mmap_pair)[1]
 
 
@@ -162,9 +162,9 @@ def test_half_a_pair(pair, suffix):
 
 
 def test_a_name_that_does_not_exist_is_answered_with_the_nearest(pair):
-    with pytest.raises(DataError, match="did you mean .*corpus_text_document"):
+    with pytest.raises(DataError, match=r"did you mean .*corpus_text_document"):
         open_indexed(pair.with_name("corpus"))
-    with pytest.raises(DataError, match="did you mean .*corpus_text_document"):
+    with pytest.raises(DataError, match=r"did you mean .*corpus_text_document"):
         open_indexed(pair.with_name("corpus_txt_document.bin"))
     with pytest.raises(DataError, match="no folder"):
         open_indexed(pair.parent / "nowhere" / "corpus")

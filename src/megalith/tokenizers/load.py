@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from megalith.errors import DataError
+from megalith.errors import DataError, UnsupportedError
 from megalith.tokenizers.base import END_OF_TEXT, ROLES
 from megalith.tokenizers.bpe import FOLDER_VERSION, ROLES_FILE, TOKENIZER_FILE, DefinedTokenizer
 from megalith.tokenizers.config import GPT2_BPE, HUGGING_FACE, TokenizerConfig, known_library, known_type
@@ -130,6 +130,12 @@ def _load_json(
         raise DataError("damaged: its vocabulary or added tokens cannot be read", where=str(path)) from None
     if not known:
         raise DataError("its vocabulary is empty", where=str(path))
+    if definition["model"].get("dropout"):
+        raise UnsupportedError(
+            "its `dropout` makes ids random: the same text would be stored differently each time",
+            where=str(path),
+            fix="set model.dropout to null in the file",
+        )
     found = {role: token for role, token in roles.items() if token in known}
     candidates = (*_EOD_CANDIDATES[:1], found.get("eos", ""), *_EOD_CANDIDATES[1:])
     eod = next((token for token in candidates if token in known), None)
