@@ -1,0 +1,98 @@
+"""A rank's share of a global batch → micro-batches and divisors, all known before the first forward.
+
+Knows how to cut and count. Knows no model.
+
+    share (b·n samples) ─ counts ─ all-reduce over data ranks ─▶ divisors
+                        └ n micro-batches of b, on the device
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from megalith.engine.objective import Batch, Objective
+from megalith.errors import DataError
+from megalith.topology.topology import Topology
+
+LossAverage = Literal["tokens", "micro_batches"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one step works on. `counts`, `samples` and `tokens` are of the global batch."""
+
+    micros: list[Batch]
+    divisors: list[dict[str, float]]
+    """Of each micro-batch: what the sum of each term is divided by."""
+    counts: dict[str, int]
+    samples: int
+    tokens: int
+
+    @property
+    def empty(self) -> bool:
+        """Has the global batch no target at all?"""
+        return not any(self.counts.values())
+
+
+def prepare(
+    batch: Batch,
+    objective: Objective,
+    topology: Topology,
+    *,
+    micro_batch_size: int,
+    average: LossAverage = "tokens",
+) -> Share:
+    """Cut, count and move a share.
+
+    `average`: "tokens" divides by the targets of the global batch, so its factorisation does not matter; "micro_batches"
+    is Megatron-LM's mean of the micro-batches' means, where targets of a micro-batch with few of them weigh more.
+    Errors: `DataError` when the share is not a multiple of `micro_batch_size`.
+    """
+    samples = len(batch["tokens"])
+    if samples == 0 or samples % micro_batch_size:
+        raise DataError(
+            f"{samples} samples are not a multiple of micro_batch_size {micro_batch_size}",
+            where="batch",
+            fix="choose a global_batch_size that is micro_batch_size × data-parallel size × a whole number",
+        )
+    micros = split(batch, micro_batch_size)
+    local = [
+        objective.counts(micro) for micro in micros
+    ]  # on the CPU, where the loader left the batch: no sync
+    counts = global_counts(local, topology)
+    if average == "tokens":
+        divisors = [{name: float(max(count, 1)) for name, count in counts.items()}] * len(micros)
+    else:
+        parts = len(micros) * topology.data_size
+        divisors = [{name: float(max(int(count), 1) * parts) for name, count in own.items()} for own in local]
+    return Share(
+        micros=[to_device(micro, topology.device) for micro in micros],
+        divisors=divisors,
+        counts=counts,
+        samples=samples * topology.data_size,
+        tokens=batch["tokens"].numel() * topology.data_size,
+    )
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Consecutive micro-batches of `size` samples; the last one takes what is left."""
+    return [
+        {name: tensor[first : first + size] for name, tensor in batch.items()}
+        for first in range(0, len(batch["tokens"]), size)
+    ]
+
+
+def global_counts(local: list[dict[str, torch.Tensor]], topology: Topology) -> dict[str, int]:
+    """Targets of each term over all micro-batches of all data ranks."""
+    names = list(local[0])
+    total = torch.stack([torch.stack([counts[name] for counts in local]).sum() for name in names])
+    total = topology.sum(total.to(topology.device), "replicate", "shard", "context")
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on the device; already there costs nothing."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
