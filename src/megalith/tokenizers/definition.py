@@ -128,7 +128,13 @@ def _read_text(path: Path) -> str:
     except IsADirectoryError:
         raise DataError("a folder, not a file", where=str(path)) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"not a text file: byte {error.start} is not UTF-8", where=str(path)) from None
+        if error.reason == "unexpected end of data":
+            fix = "the file is cut short inside a character: copy it again"
+        else:
+            fix = "give a JSON or merges file as its library wrote it"
+        raise DataError(
+            f"not a text file: byte {error.start} is not UTF-8", where=str(path), fix=fix
+        ) from None
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
