@@ -6,11 +6,20 @@ lengths that default to the run's are `None` here and filled in by `schedule.mak
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
-
-from megalith.config.schema import Section, setting
+from megalith.config.schema import (
+    Finding,
+    ForeignKey,
+    Section,
+    error,
+    ignored,
+    refused,
+    renamed,
+    setting,
+    warning,
+)
 
 STEP_CURVES = (
     "CosineAnnealing",
@@ -41,6 +50,17 @@ Unit = Literal["steps", "samples", "tokens"]
 
 class SchedConfig(Section):
     """The learning rate (and nothing else) as a function of how far training has come."""
+
+    foreign_keys: ClassVar[Mapping[str, ForeignKey]] = {
+        "warmup_fraction": renamed("warmup_ratio"),
+        "monitor": ignored("no schedule here watches a metric"),
+        "reduce_on_plateau": refused("no schedule here watches a metric"),
+        "hold_steps": refused("a plateau at the peak is not built; constant_steps is a tail at min_lr"),
+        "constant_ratio": refused("give the tail in steps: constant_steps"),
+        "iters_per_batch": ignored("schedules count steps"),
+        "args": ignored("the keys of the schedule stand beside its name"),
+    }
+    null_means: ClassVar[Mapping[str, Any] | None] = {"name": "constant"}
 
     name: CurveName = setting(
         "CosineAnnealing",
@@ -96,25 +116,29 @@ class SchedConfig(Section):
         }
         return [unit for unit, values in named.items() if any(v is not None for v in values)]
 
-    @model_validator(mode="after")
-    def _one_unit(self) -> SchedConfig:
+    def problems(self) -> Iterable[Finding]:
+        """Lengths in two units, two warm-ups, or a unit that the shape cannot count."""
         units = self._units()
         if len(units) > 1:
-            raise ValueError(f"the schedule mixes {' and '.join(units)}; give warm-up and decay in one unit")
-        if self.by and units and self.by != units[0]:
-            raise ValueError(f"by: {self.by}, but lengths are given in {units[0]}")
-        if self.unit != "steps" and self.name in STEP_CURVES:
-            raise ValueError(f"{self.name} counts steps; {', '.join(COUNTER_CURVES)} can count {self.unit}")
-        return self
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> SchedConfig:
-        counts = (self.warmup_steps, self.warmup_samples, self.warmup_tokens)
-        if self.warmup_ratio is not None and any(c is not None for c in counts):
-            raise ValueError(
-                "warmup_ratio and a warm-up count are both given; remove one (`~model.optim.sched.KEY`)"
+            yield error(
+                "warmup_steps", f"the schedule mixes {' and '.join(units)}", "give every length in one unit"
             )
-        return self
+        elif self.by and units and self.by != units[0]:
+            yield error("by", f"is {self.by}, but lengths are given in {units[0]}", "leave `by` out")
+        if self.unit != "steps" and self.name in STEP_CURVES:
+            yield error(
+                "name",
+                f"{self.name} counts steps, not {self.unit}",
+                f"{', '.join(COUNTER_CURVES)} count {self.unit}",
+            )
+        counts = {f"warmup_{u}": getattr(self, f"warmup_{u}") for u in ("steps", "samples", "tokens")}
+        given = [name for name, value in counts.items() if value is not None]
+        if self.warmup_ratio is not None and given:
+            yield error(
+                "warmup_ratio", f"and {given[0]} are both given", "~model.optim.sched.warmup_ratio drops one"
+            )
+        if self.constant_steps and self.name != "CosineAnnealing":
+            yield warning("constant_steps", f"has no effect on {self.name}")
 
 
 class OptimConfig(Section):
@@ -143,20 +167,18 @@ class OptimConfig(Section):
     )
     sched: SchedConfig = setting(SchedConfig, "The learning-rate schedule.")
 
-    @model_validator(mode="after")
-    def _check(self) -> OptimConfig:
+    def problems(self) -> Iterable[Finding]:
+        """Numbers that contradict each other."""
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {list(self.betas)} must lie in [0, 1)")
+            yield error("betas", f"{list(self.betas)} must lie in [0, 1)")
         if self.sched.min_lr > self.lr:
-            raise ValueError(f"sched.min_lr {self.sched.min_lr:g} is above lr {self.lr:g}")
-        ramp = self.start_weight_decay is not None or self.end_weight_decay is not None
-        if (
-            ramp
-            and self.weight_decay_incr_style == "constant"
-            and self.start_weight_decay != self.end_weight_decay
-        ):
-            raise ValueError(
-                "start_weight_decay and end_weight_decay differ, but weight_decay_incr_style is constant; "
-                "choose linear or cosine"
+            yield error(
+                "sched.min_lr", f"{self.sched.min_lr:g} is above lr {self.lr:g}", f"at most {self.lr:g}"
             )
-        return self
+        constant = self.weight_decay_incr_style == "constant"
+        if constant and self.start_weight_decay != self.end_weight_decay:
+            yield error(
+                "weight_decay_incr_style",
+                f"is constant, but weight decay goes from {self.start_weight_decay} to {self.end_weight_decay}",
+                "linear or cosine",
+            )

@@ -205,9 +205,10 @@ def make_schedule(
     """The schedule of a run of `max_steps` steps of `global_batch` samples of `sequence_length` tokens.
 
     `total_samples` is needed only under a batch ramp-up (default max_steps · global_batch). `width` is the model's, for Noam.
-    A schedule without a decay phase is legal (the originals ran it) and noted in `.warnings`.
+    A schedule without a decay phase is legal (the originals ran it) and noted in `.warnings`. Errors: `ConfigError`.
     """
     sched = config.sched
+    _refuse(config)
     samples = total_samples if total_samples is not None else max_steps * global_batch
     total = Counters(max_steps, samples, samples * sequence_length)
     name = sched.name
@@ -226,6 +227,15 @@ def make_schedule(
         decay_style=config.weight_decay_incr_style,
     )
     return replace(schedule, warnings=_warnings(schedule, sched))
+
+
+def _refuse(config: OptimConfig) -> None:
+    """What `compose` refuses anyway, for those who build sections in Python."""
+    found = [replace(p, where=f"model.optim.{p.where}") for p in config.problems()]
+    found += [replace(p, where=f"model.optim.sched.{p.where}") for p in config.sched.problems()]
+    errors = [problem for problem in found if problem.severity == "error"]
+    if errors:
+        raise ConfigError(errors)
 
 
 def _make_curve(config: OptimConfig, total: Counters, global_batch: int, width: int | None) -> Curve:
@@ -257,18 +267,17 @@ def _make_curve(config: OptimConfig, total: Counters, global_batch: int, width: 
 
 
 def _warnings(schedule: Schedule, sched: SchedConfig) -> tuple[str, ...]:
-    curve, notes = schedule.curve, []
-    if sched.constant_steps and sched.name != "CosineAnnealing":
-        notes.append(f"constant_steps has no effect on {sched.name}")
+    curve = schedule.curve
     if sched.name in ("constant", "InverseSquareRootAnnealing", "NoamAnnealing", "inverse-square-root"):
-        return tuple(notes)
+        return ()
     decay = curve.end - curve.tail * (sched.name == "CosineAnnealing") - curve.warmup
-    if decay <= 0:
-        unit = schedule.per_step.samples if schedule.unit == "steps" and sched.name in COUNTER_CURVES else 1
-        notes.append(
-            f"the learning-rate schedule {sched.name} has no decay phase: {curve.end / unit:g} {schedule.unit}, "
-            f"warm-up {curve.warmup / unit:g}"
-            + (f", tail {curve.tail:g}" if curve.tail else "")
-            + f" leave {decay / unit:g} to decay in. It rises to {curve.peak:g} and drops to {curve.floor:g} at once."
-        )
-    return tuple(notes)
+    if decay > 0:
+        return ()
+    unit = schedule.per_step.samples if schedule.unit == "steps" and sched.name in COUNTER_CURVES else 1
+    text = (
+        f"the learning-rate schedule {sched.name} has no decay phase: {curve.end / unit:g} {schedule.unit}, "
+        f"warm-up {curve.warmup / unit:g}"
+        + (f", tail {curve.tail:g}" if curve.tail else "")
+        + f" leave {decay / unit:g} to decay in. It rises to {curve.peak:g} and drops to {curve.floor:g} at once."
+    )
+    return (text,)

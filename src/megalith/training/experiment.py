@@ -33,7 +33,7 @@ from megalith.training.metrics import MetricsFile
 if TYPE_CHECKING:
     from megalith.training.config import ExpManagerConfig
 
-DEFAULT_FOLDER = "megalith_experiments"
+DEFAULT_FOLDER = "nemo_experiments"
 LOGGERS = ("megalith", "lightning.pytorch")
 
 

@@ -126,7 +126,7 @@ def make_trainer(run: Run, settings: LoopSettings, stop: StopRequest) -> pl.Trai
         strategy=MegalithStrategy(run.engine, run.saver),
         max_steps=settings.max_steps,
         max_epochs=-1,
-        val_check_interval=settings.validate_every or 1.0,
+        val_check_interval=settings.validate_every or settings.max_steps,
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if settings.validate_every and run.validation is not None else 0,
         num_sanity_val_steps=0,
