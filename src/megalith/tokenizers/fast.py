@@ -24,6 +24,8 @@ from megalith.tokenizers.definition import corpus_definition
 
 _SEPARATOR = b"\xff"  # cannot occur in UTF-8
 _CHECKED_BYTES = 1 << 18
+_SHORT_DOCUMENT = 2048
+_SINGLE_BYTES = 32 << 20
 
 PROBES = (
     "a" + END_OF_TEXT + "b " + END_OF_TEXT,
@@ -54,13 +56,33 @@ class FastEncoder:
     def __init__(self, definition: bytes) -> None:
         self.definition = definition
         self.encoded_bytes = 0
-        self._engine = gigatoken.Tokenizer.from_json(definition)
+        self._short_bytes = 0
+        self._engine: Any = gigatoken.Tokenizer.from_json(definition)
 
     def encode(self, documents: Sequence[bytes]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """`ids` uint32[total], `lengths` int64[len(documents)]. The bytes must be valid UTF-8; ValueError if found not to be."""
-        sizes = np.fromiter(map(len, documents), np.int64, len(documents))
+        """`ids` uint32[total], `lengths` int64[len(documents)]. The bytes must be valid UTF-8; ValueError if found not to be.
+
+        Document by document, or where many are short, in one call: that saves 1 µs a document once the engine's array
+        library is imported (0.3 s).
+        """
+        total = sum(map(len, documents))
+        self.encoded_bytes += total
+        if total < _SHORT_DOCUMENT * len(documents):
+            self._short_bytes += total
+            if self._short_bytes > _SINGLE_BYTES:
+                return self._encode_batch(documents)
+        if any(_SEPARATOR in document for document in documents):
+            raise ValueError("a document is not valid UTF-8")
+        rows = [self._engine.encode(document) for document in documents]
+        if not rows:
+            return np.empty(0, np.uint32), np.zeros(0, np.int64)
+        return np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
+
+    def _encode_batch(
+        self, documents: Sequence[bytes]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
         lengths = np.zeros(len(documents), np.int64)
-        full = np.flatnonzero(sizes)
+        full = np.flatnonzero(np.fromiter(map(len, documents), np.int64, len(documents)))
         if not len(full):
             return np.empty(0, np.uint32), lengths
         source = gigatoken.BytesSource(_SEPARATOR.join(documents), separator=_SEPARATOR)
@@ -69,10 +91,10 @@ class FastEncoder:
         if len(ends) != len(full) + 1:
             raise ValueError("a document is not valid UTF-8")
         lengths[full] = np.diff(ends)
-        self.encoded_bytes += int(sizes.sum())
         return np.asarray(layout.content.data)[ends[0] : ends[-1]], lengths
 
     def reset(self) -> None:
+        del self._engine  # first, lest there be two
         self._engine = gigatoken.Tokenizer.from_json(self.definition)
         self.encoded_bytes = 0
 
@@ -105,22 +127,48 @@ def fast_encoder(
     Checked id by id against the reference on `PROBES` and on `samples`, the user's own first documents (their first
     256 KiB).
     """
-    definition = msgspec.json.encode(corpus_definition(tokenizer.definition))
-    documents = [text.encode() for text in PROBES] + _leading(samples)
+    encoder, notice = unchecked_encoder(tokenizer)
+    if encoder is not None:
+        notice = disagreement(encoder, tokenizer, samples)
+    return (None, notice) if notice else (encoder, "")
+
+
+def unchecked_encoder(tokenizer: DefinedTokenizer) -> tuple[FastEncoder | None, str]:
+    """A fast encoder that has yet to agree with the reference, or None and a notice."""
     try:
-        encoder = FastEncoder(definition)
+        return FastEncoder(msgspec.json.encode(corpus_definition(tokenizer.definition))), ""
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a panic of the engine is not an Exception
+        return None, _cannot_run(error)
+
+
+def disagreement(
+    encoder: FastEncoder,
+    tokenizer: DefinedTokenizer,
+    samples: Sequence[str | bytes],
+    *,
+    limit: int = _CHECKED_BYTES,
+) -> str:
+    """ "" if the encoder gives the reference's ids on `PROBES` and the first `limit` bytes of `samples`, else a notice."""
+    documents = [text.encode() for text in PROBES] + _leading(samples, limit)
+    try:
         found = encoder.encode(documents)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the engine is not an Exception
-        return None, _notice(f"it cannot run this tokenizer ({str(error).splitlines()[0]})")
+        return _cannot_run(error)
     expected = ReferenceEncoder(tokenizer).encode(documents)
     for number, (own, reference) in enumerate(zip(_rows(*found), _rows(*expected), strict=True)):
         if not np.array_equal(own, reference):
             text = documents[number].decode()
-            return None, _notice(f"its ids differ from the reference's on {text[:60]!r}")
+            return _notice(f"its ids differ from the reference's on {text[:60]!r}")
     encoder.encoded_bytes = 0
-    return encoder, ""
+    return ""
+
+
+def _cannot_run(error: BaseException) -> str:
+    return _notice(f"it cannot run this tokenizer ({(str(error).splitlines() or [type(error).__name__])[0]})")
 
 
 def _notice(reason: str) -> str:
@@ -129,9 +177,9 @@ def _notice(reason: str) -> str:
     )
 
 
-def _leading(samples: Sequence[str | bytes]) -> list[bytes]:
-    """The first documents up to the checked size; a long one is cut at a character."""
-    room, kept = _CHECKED_BYTES, []
+def _leading(samples: Sequence[str | bytes], limit: int) -> list[bytes]:
+    """The first documents up to `limit` bytes; a long one is cut at a character."""
+    room, kept = limit, []
     for sample in samples:
         text = sample if isinstance(sample, bytes) else sample.encode()
         kept.append(text[:room].decode(errors="ignore").encode())
