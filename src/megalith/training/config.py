@@ -110,9 +110,6 @@ class TrainerConfig(Section):
     limit_test_batches: int = setting(
         500, "Global batches that the test split is asked for.", unit="global batches", ge=0
     )
-    num_sanity_val_steps: int = setting(
-        0, "Global batches of a trial validation before the first step.", unit="global batches", ge=0
-    )
     accumulate_grad_batches: int = setting(
         1,
         "Must be 1: global_batch_size ÷ (micro_batch_size × data-parallel size) micro-batches are accumulated.",
@@ -133,6 +130,10 @@ class TrainerConfig(Section):
     )
     benchmark: bool | None = setting(None, "Let cuDNN try its kernels; transformers hardly use them.")
     detect_anomaly: bool = setting(False, "Name the operation whose gradient is NaN; slow.")
+    peak_tflops: float | None = setting(
+        None, "Peak of one device for the utilisation (MFU) in the logs; null: from data sheets, where it is known.",
+        unit="TFLOP/s", gt=0,
+    )  # fmt: skip
     profiler: Literal["simple", "advanced", "pytorch"] | None = setting(
         None, "Measure where time goes: simple and advanced print tables, pytorch writes a trace."
     )

@@ -51,6 +51,7 @@ LIGHTNING_KEYS: dict[str, ForeignKey] = {
     "limit_predict_batches": ignored("`megalith generate` predicts"),
     "overfit_batches": refused("use a small corpus with data.splits_string instead", harmless=(0, 0.0)),
     "check_val_every_n_epoch": ignored("trainer.val_check_interval counts steps"),
+    "num_sanity_val_steps": ignored("the first validation is the one that val_check_interval asks for"),
     "enable_checkpointing": ignored(
         "exp_manager.create_checkpoint_callback decides whether checkpoints are written"
     ),
