@@ -118,7 +118,8 @@ def known_library(name: str) -> str:
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
     folded = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), folded, n=1)
+    near = [candidate for candidate in folded if name and candidate.startswith(name.lower())]
+    near = near or difflib.get_close_matches(name.lower(), folded, n=1)
     if near:
         return f"did you mean {folded[near[0]]}?"
     return "known: " + ", ".join(known)
