@@ -232,9 +232,13 @@ def _cycle(wish: Wish, sources: Sequence[Source]) -> int:
     return chapter_length(sources[0].split_tokens, wish.seq_length, sources[0].chapters[0])
 
 
+_KEYS = {"seed": "model.seed", "seq_length": "model.encoder_seq_length"}
+"""Where in the configuration a field of the plan comes from, if not from model.data."""
+
+
 def _changed(key: str, what: str, value: object) -> Problem:
     fix = f"set it back to {value}, or begin a new run with model.init_from=CHECKPOINT"
-    return Problem(f"model.data.{key}", f"cannot change while a run goes on: {what}", fix)
+    return Problem(_KEYS.get(key, f"model.data.{key}"), f"cannot change while a run goes on: {what}", fix)
 
 
 def _refuse_changes(plan: DataPlan, wish: Wish) -> None:
