@@ -26,8 +26,7 @@ def tensors_of(step: int, *, optimizer: bool = True) -> dict[str, torch.Tensor]:
     }
     if optimizer:
         out |= {
-            f"optim.{moment}": torch.randn(7, 4, generator=draw)
-            for moment in ("w.exp_avg", "w.exp_avg_sq")
+            f"optim.{moment}": torch.randn(7, 4, generator=draw) for moment in ("w.exp_avg", "w.exp_avg_sq")
         }
     return out
 

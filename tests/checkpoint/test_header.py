@@ -19,7 +19,9 @@ from .helpers import same, tensors_of
 def test_every_dtype_has_its_width_and_survives_both_libraries(tmp_path):
     assert DTYPES.keys() == ITEM_BYTES.keys()
     assert all(dtype.itemsize == ITEM_BYTES[name] for name, dtype in DTYPES.items())
-    tensors = {f"model.{n}": torch.arange(48, dtype=torch.uint8).view(d) for n, d in DTYPES.items() if n != "BOOL"}
+    tensors = {
+        f"model.{n}": torch.arange(48, dtype=torch.uint8).view(d) for n, d in DTYPES.items() if n != "BOOL"
+    }
     tensors["model.BOOL"] = torch.tensor([True, False, True])
     write_tensors(tmp_path / "ours", tensors)
     theirs = load_file(tmp_path / "ours")
@@ -45,7 +47,7 @@ def test_tensors_start_aligned_to_their_element():
 
 
 def test_names_beyond_ascii(tmp_path):
-    tensors = {"model.ñ\"\\\n": torch.ones(2)}
+    tensors = {'model.ñ"\\\n': torch.ones(2)}
     write_tensors(tmp_path / "x", tensors)
     assert same(load_file(tmp_path / "x"), tensors)
 

@@ -67,15 +67,21 @@ def test_each_flipped_bit_is_found(folder, name):
 def test_each_changed_byte_of_the_manifest_is_found(folder):
     content = (folder / MANIFEST).read_bytes()
     meaning = json.loads(content)
+    found = 0
     for position in range(len(content)):
         changed = bytearray(content)
         changed[position] ^= 1
-        (folder / MANIFEST).write_bytes(changed)
+        with open(folder / MANIFEST, "r+b") as file:
+            file.write(changed)
         try:
-            harmless = json.loads(changed) == meaning  # white space alone
-        except ValueError:
-            harmless = False
-        assert harmless or verify(folder), f"byte {position}: {content[position - 20 : position + 20]!r}"
+            read_manifest(folder)
+        except ManifestError:
+            found += 1
+        else:
+            assert json.loads(changed) == meaning, (
+                f"byte {position}: {content[position - 20 : position + 20]!r}"
+            )
+    assert found > 0.6 * len(content), "the rest is white space"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optim.safetensors", "config.yaml", "state.json"])
@@ -98,7 +104,12 @@ def test_extra_files_are_found(folder, name):
 
 def test_pipes_folders_and_loops_in_place_of_a_file_are_found_without_waiting(folder):
     path = folder / "optim.safetensors"
-    for make in (os.mkfifo, lambda p: p.symlink_to(p.name), lambda p: p.symlink_to(folder), lambda p: p.mkdir()):
+    for make in (
+        os.mkfifo,
+        lambda p: p.symlink_to(p.name),
+        lambda p: p.symlink_to(folder),
+        lambda p: p.mkdir(),
+    ):
         path.unlink()
         make(path)
         problems = verify(folder)

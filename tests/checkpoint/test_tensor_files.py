@@ -27,7 +27,9 @@ def test_the_record_is_what_sha256sum_says(tmp_path):
 def test_tensors_larger_than_a_piece_are_hashed_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr("megalith.checkpoint.files.CHUNK", 1000)
     hasher = Hasher()
-    record = write_tensors(tmp_path / "a", {"model.w": torch.randn(12_345), "model.v": torch.ones(777)}, hasher)
+    record = write_tensors(
+        tmp_path / "a", {"model.w": torch.randn(12_345), "model.v": torch.ones(777)}, hasher
+    )
     hasher.close()
     assert record.sha256 == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
 
@@ -101,5 +103,7 @@ before = peak()
 write_tensors(Path(sys.argv[1]) / "x", tensors, Hasher())
 print(peak() - before)
 """
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert float(out.stdout) < 40

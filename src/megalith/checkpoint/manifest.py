@@ -29,6 +29,8 @@ REQUIRED = (CONFIG, STATE)
 MAX_MANIFEST = 1 << 30
 THREADS = min(8, os.cpu_count() or 1)
 """Files hashed at the same time when a folder is verified."""
+WORTH_THREADS = 16 << 20
+"""Bytes below which one thread hashes sooner than several have started."""
 
 
 class ManifestError(ValueError):
@@ -217,6 +219,8 @@ def verify(
         return problems
     suspect = {problem.partition(": ")[0] for problem in problems}
     names = [n for n in manifest.files if n not in suspect and (only is None or n in set(only))]
+    if sum(manifest.files[name].size for name in names) < WORTH_THREADS:
+        threads = 1
     digests = file_digests([folder / name for name in names], threads=threads, progress=progress)
     sound = []
     for name, digest in zip(names, digests, strict=True):

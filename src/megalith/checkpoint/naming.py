@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from string import Formatter
 
 LAST = "-last"
+WHOLE = ("step", "epoch")
+"""Fields that are whole numbers; all others are not, consumed_samples among them (`8000.0`, as NeMo writes it)."""
+_NUMBER = r"[-+]?([-+\d.,e%_ ]+|nan%?|inf%?)"
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,17 @@ class Template:
     text: str
 
     def __post_init__(self) -> None:
-        if not self.text or "/" in self.text or "\0" in self.text or self.text.startswith("."):
+        if not self.text or "\0" in self.text or self.text.startswith("."):
             raise ValueError(f"{self.text!r} cannot be the name of a file")
-        for _, metric, spec, conversion in self._parts():
+        for literal, metric, spec, conversion in self._parts():
+            if "/" in literal:
+                raise ValueError(f"{self.text!r} would lead into another folder")
             if metric == "":
                 raise ValueError(f"{self.text!r} has a field without a name")
             if conversion:
                 raise ValueError(f"{self.text!r}: write {{{metric}:…}} without !{conversion}")
             if metric is not None:
-                format(1.0, spec or "")
+                format(1 if metric in WHOLE else 1.0, spec or "")
 
     def _parts(self) -> list[tuple[str, str | None, str | None, str | None]]:
         return list(Formatter().parse(self.text))
@@ -54,5 +59,5 @@ class Template:
         for literal, metric, _, _ in self._parts():
             pattern += re.escape(literal.replace("/", "_"))
             if metric is not None:
-                pattern += re.escape(metric.replace("/", "_")) + r"=[^=/]*"
+                pattern += re.escape(metric.replace("/", "_")) + "=" + _NUMBER
         return re.fullmatch(rf"{pattern}(-v\d+)?({LAST})?", name) is not None

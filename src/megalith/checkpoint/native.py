@@ -66,8 +66,8 @@ logger = logging.getLogger(__name__)
 
 COUNTERS = ("consumed_samples", "consumed_tokens", "epoch")
 """Keys of the state that the names of links may use like a metric."""
-MARGIN = 16 << 20
-"""Bytes of disk that a save leaves for names, blocks and JSON when it looks for room."""
+MARGIN = 1 << 20
+"""Bytes for names, blocks and the manifest beyond those of the content, when a save looks for room."""
 
 
 class Writer(Protocol):
@@ -211,7 +211,8 @@ class Checkpointer:
                 where=str(self.root),
                 fix="choose a writable folder (exp_manager.exp_dir or exp_manager.checkpoint_callback_params.dirpath)",
             ) from error
-        if free < needed + MARGIN:
+        needed += MARGIN
+        if free < needed:
             raise CheckpointError(
                 f"saving step {step} needs {readable_bytes(needed)}, and {readable_bytes(free)} are free",
                 where=str(self.root),

@@ -82,7 +82,9 @@ def describe(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key in ("consumed_samples", "consumed_tokens"):
         if summary[key] is not None:
             lines.append((key.replace("_", " "), f"{summary[key]:,}"))
-    lines += [(name, str(value)) for name, value in summary["metrics"].items() if name not in summary["state"]]
+    lines += [
+        (name, str(value)) for name, value in summary["metrics"].items() if name not in summary["state"]
+    ]
     for kind, t in summary["tensors"].items():
         dtypes = ", ".join(f"{dtype} × {count}" for dtype, count in t["dtypes"].items())
         lines.append(

@@ -74,7 +74,7 @@ def verify(path: Where) -> None:
     for folder in folders:
         manifest, _ = quick_problems(folder)
         sizes[folder] = sum(f.size for f in manifest.files.values()) if manifest else 0
-    damaged = 0
+    found = {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,14 +82,15 @@ def verify(path: Where) -> None:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("verifying", total=sum(sizes.values()))
         for folder in folders:
             bar.update(task, description=folder.name)
-            problems = problems_of(folder, progress=lambda count: bar.advance(task, count))
-            damaged += bool(problems)
-            typer.echo(f"{folder}: " + ("damaged" if problems else "whole"))
-            for problem in problems:
-                typer.echo(f"  {problem}")
-    if damaged:
+            found[folder] = problems_of(folder, progress=lambda count: bar.advance(task, count))
+    for folder, problems in found.items():
+        typer.echo(f"{folder}: " + ("damaged" if problems else "whole"))
+        for problem in problems:
+            typer.echo(f"  {problem}")
+    if any(found.values()):
         raise typer.Exit(EXIT_FAILURE)
