@@ -56,7 +56,7 @@ def merge(
     """Write the items of all inputs, in order, as one mmap pair with its side-car.
 
     DataError for damaged inputs, different storage types, an output that is also an input, and, unless `force`,
-    different tokenizers. `progress` is called with the bytes of each input as it is done.
+    different tokenizers. `progress` is called with the bytes copied since the last call.
     """
     inputs, prefix = find_inputs(names), as_prefix(output)
     _refuse_own_output(inputs, prefix)
@@ -65,8 +65,7 @@ def merge(
     notices = _check(datasets, side_cars, force)
     with IndexedWriter(prefix, datasets[0].dtype) as writer:
         for dataset in datasets:
-            writer.add_dataset(dataset)
-            progress(bin_path(dataset.prefix).stat().st_size)
+            writer.add_dataset(dataset, progress)
         written = writer.finish()
     write_side_car(prefix, _joined(written, inputs, side_cars))
     return Merged(written, prefix, inputs, notices)

@@ -1,26 +1,21 @@
 """Texts of input files one after another, for tools that look at text and store nothing (training a tokenizer).
 
-Knows the file forms that `preprocess.sources` finds. Refuses to keep more than a line or a piece in memory; bad lines
-are counted and left out (`data preprocess` is the one that reports each).
+Knows lines and keys. Refuses to keep more than a block or a line in memory; bad lines are counted and left out
+(`data preprocess` is the one that reports each).
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import zstandard
 
-from megalith.data.preprocess.sources import Source, unreadable
-from megalith.errors import DataError
+from megalith.data.preprocess.sources import Source
+from megalith.data.preprocess.streams import ByteStream
 
-_PIECE_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass
@@ -48,48 +43,38 @@ def read_texts(
 
 def _json_lines(source: Source, key: str, tally: Tally) -> Iterator[str]:
     decoder = msgspec.json.Decoder(dict[str, Any])
-    for line in _lines(source):
-        if not line.strip():
-            continue
-        try:
-            text = decoder.decode(line)[key]
-        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
-            text = None
-        if isinstance(text, str):
-            yield text
-        else:
-            tally.bad_lines += 1
+    for block in _blocks(source):
+        for line in block.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                text = decoder.decode(line)[key]
+            except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
+                text = None
+            if isinstance(text, str):
+                yield text
+            else:
+                tally.bad_lines += 1
 
 
 def _plain(source: Source) -> Iterator[str]:
-    piece, size = [], 0
-    for line in _lines(source):
-        piece.append(line)
-        size += len(line)
-        if size >= _PIECE_BYTES:
-            yield b"".join(piece).decode("utf-8", errors="replace")
-            piece, size = [], 0
-    if piece:
-        yield b"".join(piece).decode("utf-8", errors="replace")
+    for block in _blocks(source):
+        yield block.decode("utf-8", errors="replace")
 
 
-def _lines(source: Source) -> Iterator[bytes]:
+def _blocks(source: Source) -> Iterator[bytes]:
+    """Whole lines, about 1 MiB at a time; a longer line comes whole."""
+    stream, buffer = ByteStream(source), memoryview(bytearray(_BLOCK_BYTES))
+    held: list[bytes] = []
     try:
-        with _open(source) as file:
-            yield from file
-    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"truncated or damaged {source.compression} file: {error}",
-            where=source.path,
-            fix="copy the file again",
-        ) from None
-    except OSError as error:
-        raise unreadable(source.path, error) from None
-
-
-def _open(source: Source) -> AbstractContextManager[Iterable[bytes]]:
-    if source.compression == "gzip":
-        return gzip.open(source.path, "rb")
-    if source.compression == "zstd":
-        return io.BufferedReader(zstandard.open(source.path, "rb"), 1 << 20)
-    return open(source.path, "rb")
+        while count := stream.fill(buffer):
+            data = bytes(buffer[:count])
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield b"".join([*held, data[:end]])
+                held = []
+            held.append(data[end:])
+    finally:
+        stream.close()
+    if any(held):
+        yield b"".join(held)

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalith.data.indexed.builder import IndexedWriter
@@ -36,6 +36,7 @@ def test_every_dtype_and_layout_round_trips(tmp_path, impl, dtype):
     assert (dataset.num_documents, dataset.num_tokens, dataset.dtype) == (2, 8, np.dtype(dtype))
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     items=st.lists(st.lists(st.integers(0, 65535), max_size=9), min_size=1, max_size=20), legacy=st.booleans()
 )

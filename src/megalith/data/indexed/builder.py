@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,8 @@ class Written:
 class Chunked(Protocol):
     """A long array of integers that comes in pieces: item sizes as `<i4`, document ends as `<i8`."""
 
-    length: int
+    @property
+    def length(self) -> int: ...
 
     def chunks(self) -> Iterator[npt.NDArray]:
         """From the start, at every call."""
@@ -180,8 +181,13 @@ class IndexedWriter:
         self._sizes.append(lengths)
         self._last_end = self.items
 
-    def add_dataset(self, dataset: IndexedDataset) -> None:
-        """Append every item and document of another pair (any layout, the same dtype), streaming."""
+    def add_dataset(
+        self, dataset: IndexedDataset, progress: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Append every item and document of another pair (any layout, the same dtype), streaming.
+
+        `progress` is called with the number of bytes of `.bin` copied since the last call.
+        """
         if dataset.dtype != self.dtype:
             raise DataError(
                 f"holds {dataset.dtype}, the output {self.dtype}: token files of one dtype only can be merged",
@@ -196,6 +202,7 @@ class IndexedWriter:
         with bin_path(dataset.prefix).open("rb") as file:
             while data := file.read(_COPY_BYTES):
                 self._bin.write(data)
+                progress(len(data))
         for start in range(0, len(dataset), _CHUNK_ITEMS):
             self._sizes.append(dataset.sizes[start : start + _CHUNK_ITEMS])
         ends = dataset.document_indices
