@@ -8,9 +8,10 @@ import pytest
 from megalith.errors import DataError, UnsupportedError
 from megalith.tokenizers import fast
 from megalith.tokenizers.base import Tokenizer
-from megalith.tokenizers.config import LATER_TYPES, TokenizerConfig
+from megalith.tokenizers.config import TokenizerConfig
 from megalith.tokenizers.fast import fast_encoder
 from megalith.tokenizers.load import gpt2_tokenizer, load_tokenizer
+from megalith.tokenizers.names import LATER_TYPES
 from megalith.tokenizers.train import TrainingOptions, train_bpe, write_trained
 
 TEXT = "the cat sat on the mat, the dog's dog\n" * 10

@@ -1,33 +1,17 @@
-"""The config section `model.tokenizer`: NeMo's keys, and the names of tokenizer types it may hold.
+"""The config section `model.tokenizer`: NeMo's keys.
 
 Knows names. Refuses to open files (`load` does).
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from megalith.config.schema import ForeignKey, Section, error, ignored, setting
 from megalith.errors import Problem, UnsupportedError
 from megalith.tokenizers.base import ROLES
-
-GPT2_BPE = "GPT2BPETokenizer"
-HUGGING_FACE = "HFTokenizer"
-BUILT_TYPES = (GPT2_BPE, HUGGING_FACE)
-LATER_TYPES = (
-    "BertWordPieceLowerCase",
-    "BertWordPieceCase",
-    "SentencePieceTokenizer",
-    "GPTSentencePieceTokenizer",
-    "NullTokenizer",
-)
-LIBRARIES = ("megatron", "huggingface")
-LATER_LIBRARIES = ("sentencepiece", "byte-level", "tabular", "yttm")
-_ALIASES = {"HuggingFaceTokenizer": HUGGING_FACE}
-_FILE_KEYS = ("model", "vocab_file", "merge_file", "file")
+from megalith.tokenizers.names import BUILT_TYPES, GPT2_BPE, absolute, known_library, known_type
 
 
 class TokenizerConfig(Section):
@@ -74,52 +58,4 @@ class TokenizerConfig(Section):
 
     def located(self) -> dict[str, Any]:
         """The keys that were set, files as absolute paths: enough to load the same tokenizer from anywhere."""
-        values = self.model_dump(exclude_unset=True, exclude_none=True)
-        for key in _FILE_KEYS:
-            if key in values:
-                values[key] = str(Path(values[key]).expanduser().resolve())
-        return values
-
-
-def known_type(name: str) -> str:
-    """The canonical spelling of a type that is built; UnsupportedError for one that is not, or is not known."""
-    name = _ALIASES.get(name, name)
-    if name in BUILT_TYPES:
-        return name
-    if name in LATER_TYPES:
-        raise UnsupportedError(
-            f"{name} is not built yet",
-            where="tokenizer.type",
-            fix="use " + " or ".join(BUILT_TYPES),
-        )
-    raise UnsupportedError(
-        f"unknown tokenizer type {name!r}",
-        where="tokenizer.type",
-        fix=_nearest(name, BUILT_TYPES + LATER_TYPES),
-    )
-
-
-def known_library(name: str) -> str:
-    """`name` if the library is built; UnsupportedError otherwise."""
-    if name in LIBRARIES:
-        return name
-    if name in LATER_LIBRARIES:
-        raise UnsupportedError(
-            f"tokenizer library {name!r} is not built yet",
-            where="tokenizer.library",
-            fix="use " + " or ".join(LIBRARIES),
-        )
-    raise UnsupportedError(
-        f"unknown tokenizer library {name!r}",
-        where="tokenizer.library",
-        fix=_nearest(name, LIBRARIES + LATER_LIBRARIES),
-    )
-
-
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    folded = {candidate.lower(): candidate for candidate in known}
-    near = [candidate for candidate in folded if name and candidate.startswith(name.lower())]
-    near = near or difflib.get_close_matches(name.lower(), folded, n=1)
-    if near:
-        return f"did you mean {folded[near[0]]}?"
-    return "known: " + ", ".join(known)
+        return absolute(self.model_dump(exclude_unset=True, exclude_none=True))

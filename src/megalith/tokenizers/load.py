@@ -15,19 +15,26 @@ import msgspec
 from megalith.errors import DataError, UnsupportedError
 from megalith.tokenizers.base import END_OF_TEXT, ROLES
 from megalith.tokenizers.bpe import FOLDER_VERSION, ROLES_FILE, TOKENIZER_FILE, DefinedTokenizer
-from megalith.tokenizers.config import GPT2_BPE, HUGGING_FACE, TokenizerConfig, known_library, known_type
 from megalith.tokenizers.definition import read_definition, read_gpt2_files, vocabulary
+from megalith.tokenizers.names import (
+    GPT2_BPE,
+    HUGGING_FACE,
+    TokenizerFiles,
+    TokenizerSource,
+    known_library,
+    known_type,
+)
 
 _EOD_CANDIDATES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 _HUGGING_FACE_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 
 
-def load_tokenizer(source: TokenizerConfig | str | os.PathLike[str]) -> DefinedTokenizer:
+def load_tokenizer(source: TokenizerSource | str | os.PathLike[str]) -> DefinedTokenizer:
     """Open the tokenizer of a config section, of a tokenizer.json, or of a folder.
 
     DataError for files that are missing, damaged or of another kind, UnsupportedError for types not built.
     """
-    config = source if isinstance(source, TokenizerConfig) else TokenizerConfig(file=os.fspath(source))
+    config = TokenizerFiles(file=os.fspath(source)) if isinstance(source, str | os.PathLike) else source
     library = known_library(config.library)
     overrides = _checked_roles(config.special_tokens or {})
     location = config.file or config.model
@@ -51,7 +58,7 @@ def load_tokenizer(source: TokenizerConfig | str | os.PathLike[str]) -> DefinedT
     return _load_gpt2(config, overrides)
 
 
-def _refuse_both(config: TokenizerConfig) -> None:
+def _refuse_both(config: TokenizerSource) -> None:
     if config.vocab_file or config.merge_file:
         raise DataError(
             "both `file` and `vocab_file`/`merge_file` are given",
@@ -60,7 +67,7 @@ def _refuse_both(config: TokenizerConfig) -> None:
         )
 
 
-def _load_gpt2(config: TokenizerConfig, overrides: Mapping[str, str]) -> DefinedTokenizer:
+def _load_gpt2(config: TokenizerSource, overrides: Mapping[str, str]) -> DefinedTokenizer:
     for key, value, name in (
         ("vocab_file", config.vocab_file, "vocab.json"),
         ("merge_file", config.merge_file, "merges.txt"),

@@ -15,7 +15,7 @@ import tokenizers
 from megalith.errors import DataError
 from megalith.tokenizers.base import END_OF_TEXT
 from megalith.tokenizers.bpe import DefinedTokenizer
-from megalith.tokenizers.config import GPT2_BPE
+from megalith.tokenizers.names import GPT2_BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 _BYTES = 256

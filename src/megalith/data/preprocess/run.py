@@ -1,0 +1,337 @@
+"""`megalith data preprocess` as a function: files in, published pairs and a summary out.
+
+```
+sources, tokenizer ─▶ Pool (fork) ─▶ Store (new or resumed) ─▶ Pipeline ─▶ limit of rejects ─▶ publish ─▶ Summary
+```
+Knows the order of these steps, and how a run is stopped. Refuses to know flags and terminals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from megalith.data.indexed.format import storage_dtype
+from megalith.data.indexed.sidecar import TokenizerRecord
+from megalith.data.preprocess.batches import memory_batches
+from megalith.data.preprocess.feed import Feed, input_slot_bytes, is_streamed
+from megalith.data.preprocess.files import writing
+from megalith.data.preprocess.journal import Store
+from megalith.data.preprocess.options import Options
+from megalith.data.preprocess.parse import JsonLines, TextLines
+from megalith.data.preprocess.pipeline import Disagreement, Pipeline, Progress, TooManyRejected
+from megalith.data.preprocess.pool import Pool
+from megalith.data.preprocess.publish import publish, summarise
+from megalith.data.preprocess.report import Meter, PlainProgress, Summary
+from megalith.data.preprocess.sources import Source, check_unchanged, find_sources
+from megalith.data.preprocess.streams import ByteStream
+from megalith.data.preprocess.wire import Failed, SharedMemory
+from megalith.data.preprocess.worker import Task, Worker, send
+from megalith.errors import EXIT_STOPPED, DataError, MegalithError
+from megalith.tokenizers.bpe import DefinedTokenizer
+from megalith.tokenizers.fast import Encoder, FastEncoder, ReferenceEncoder, disagreement, unchecked_encoder
+from megalith.tokenizers.load import load_tokenizer
+from megalith.tokenizers.names import FILE_KEYS, TokenizerFiles
+
+_CHECKED_BYTES = 1 << 16
+_SLOT_SHARE = 2
+"""Tokens of an output slot: block bytes over this."""
+
+Notify = Callable[[str], None]
+ShowProgress = Callable[[Meter], Progress]
+
+
+class Interrupted(MegalithError):
+    """Stopped by a signal; finished parts are kept."""
+
+    exit_code = EXIT_STOPPED
+
+
+def preprocess(
+    options: Options,
+    *,
+    notify: Notify = print,
+    show: ShowProgress | None = None,
+    started: float | None = None,
+) -> Summary:
+    """Tokenize `options.inputs` and publish a pair for each key.
+
+    DataError and its kin for a user's mistakes, a full disk and dead workers; `TooManyRejected` (exit code 1) publishes
+    nothing but the reject file; `Interrupted` (exit code 3) after SIGINT or SIGTERM. In all these cases finished parts
+    are kept, and the same call goes on from there.
+    """
+    return _Run(options, notify, show, time.monotonic() if started is None else started).run()
+
+
+class _Run:
+    def __init__(self, options: Options, notify: Notify, show: ShowProgress | None, started: float) -> None:
+        self._options = options
+        self._notify = notify
+        self._started = started
+        self._sources = find_sources(options.inputs)
+        _check_keys(options, self._sources)
+        self._tokenizer = load_tokenizer(options.tokenizer)
+        self._eod = _eod(self._tokenizer) if options.append_eod else None
+        self._dtype = storage_dtype(self._tokenizer.vocab_size, options.implementation)
+        self._workers = options.affordable_workers()
+        if self._workers < options.workers:
+            notify(
+                f"{options.workers} workers do not fit in {options.max_memory / 2**30:.3g} GiB: "
+                f"using {self._workers} (--max-memory allows more)"
+            )
+        self._meter = Meter(self._sources, started)
+        self._progress = show(self._meter) if show else PlainProgress(self._meter, options.log_interval)
+
+    def run(self) -> Summary:
+        encoder, notice = unchecked_encoder(self._tokenizer)
+        try:
+            with _stoppable():
+                if encoder is not None:
+                    try:
+                        return self._attempt(encoder, self._check(encoder))
+                    except Disagreement as found:
+                        notice = str(found)
+                self._notify(notice)
+                return self._attempt(ReferenceEncoder(self._tokenizer), None)
+        except _Stop as stop:
+            raise Interrupted(
+                f"stopped by {stop}",
+                where=str(self._options.output_prefix),
+                fix="run the same command again: it goes on where it stopped, finished parts are kept",
+            ) from None
+
+    def _attempt(self, encoder: Encoder, checker: Callable[[Connection], NoReturn] | None) -> Summary:
+        options = self._options
+        streamed = any(is_streamed(source, options.txt_documents) for source in self._sources)
+        input_slots = self._workers + 2 if streamed else 0
+        slot_tokens = max(options.block_bytes // _SLOT_SHARE, 1 << 16)
+        shared = SharedMemory(self._workers, self._dtype, slot_tokens, input_slots, input_slot_bytes())
+        task = Task(self._sources, options.keys, self._eod, options.txt_documents, options.cache_bytes())
+
+        def make(number: int, connection: Connection) -> Worker:
+            return Worker(task, encoder, shared, number, connection)
+
+        with closing(Pool(self._workers, make, checker)) as pool, closing(self._open_store()) as store:
+            if checker is None:
+                store.trust()
+            feed = Feed(
+                self._sources,
+                options.txt_documents,
+                position=store.position,
+                block_bytes=options.block_bytes,
+                shared=shared,
+                input_slots=input_slots,
+                folder=store.folder,
+            )
+            with closing(feed):
+                try:
+                    Pipeline(store, feed, pool, shared, self._sources).run(self._progress)
+                except TooManyRejected:
+                    self._refuse(store)
+            pool.close()
+            return self._finish(store)
+
+    def _open_store(self) -> Store:
+        options = self._options
+        plan = {
+            "sources": [source.fingerprint() for source in self._sources],
+            "tokenizer": _files_hash(options.tokenizer),
+            "keys": options.keys,
+            "append_eod": options.append_eod,
+            "implementation": options.implementation,
+            "txt_documents": options.txt_documents,
+        }
+        finals = [options.prefix(key).with_name(options.prefix(key).name + ".bin") for key in options.keys]
+        return Store(options.parts, plan, finals, restart=options.restart)
+
+    def _check(self, encoder: FastEncoder) -> Callable[[Connection], NoReturn]:
+        """The checker process: compares the encoder with the reference, on the first documents of the input."""
+
+        def body(connection: Connection) -> NoReturn:
+            try:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                samples = first_documents(self._sources, self._options.keys)
+                notice = disagreement(encoder, self._tokenizer, samples, limit=_CHECKED_BYTES)
+                send(connection, Failed(notice, "", ""))
+            finally:
+                os._exit(0)
+
+        return body
+
+    def _finish(self, store: Store) -> Summary:
+        """Publish, or say why not."""
+        options, state = self._options, store.state
+        if state.rejected > options.max_rejected * (state.lines - state.blank):
+            self._refuse(store)
+        check_unchanged(self._sources)
+        store.begin_publishing()
+        keys = [
+            summarise(store, number, key, options.prefix(key), self._dtype.itemsize)
+            for number, key in enumerate(options.keys)
+        ]
+        if not any(key.documents for key in keys):
+            store.remove()
+            raise DataError(
+                f"no document with text in {state.lines:,} lines",
+                where=self._sources[0].path,
+                fix="check --input and --json-keys",
+            )
+        self._keep_rejects(store)
+        summary = Summary(
+            keys=tuple(keys),
+            lines=state.lines,
+            blank=state.blank,
+            rejected=state.rejected,
+            text_bytes=self._meter.text_bytes,
+            seconds=0.0,
+            parts=state.part,
+            resumed_parts=store.resumed_parts,
+            workers=self._workers,
+        )
+        for number, key in enumerate(keys):
+            publish(
+                store,
+                number,
+                key,
+                dtype=self._dtype,
+                implementation=options.implementation,
+                tokenizer=self._tokenizer_record(),
+                append_eod=options.append_eod,
+                sources=[source.path for source in self._sources],
+                details=summary.details(key),
+            )
+        store.remove()
+        return _timed(summary, self._started)
+
+    def _tokenizer_record(self) -> TokenizerRecord:
+        tokenizer = self._tokenizer
+        return TokenizerRecord(
+            type=tokenizer.type,
+            hash=tokenizer.hash(),
+            vocab_size=tokenizer.vocab_size,
+            eod=tokenizer.eod,
+            config=self._options.tokenizer.located(),
+        )
+
+    def _keep_rejects(self, store: Store) -> None:
+        """`PREFIX.rejected.jsonl`: of this run, or none."""
+        target = self._options.rejected
+        with writing(target):
+            if not store.state.rejected:
+                target.unlink(missing_ok=True)
+                return
+            partial = target.with_name(target.name + ".partial")
+            shutil.copyfile(store.path("rejected.jsonl"), partial)
+            partial.replace(target)
+
+    def _refuse(self, store: Store) -> NoReturn:
+        self._keep_rejects(store)
+        state, limit = store.state, self._options.max_rejected
+        lines = state.lines - state.blank
+        share = 100 * state.rejected / max(lines, 1)
+        raise TooManyRejected(
+            f"{state.rejected:,} of {lines:,} lines ({share:.2g} %) are bad, more than {100 * limit:g} %; "
+            f"nothing was published{_first_reject(store)}",
+            where=str(self._options.rejected),
+            fix="mend the input and add --restart; or accept the loss with a larger --max-rejected: "
+            "then nothing is tokenized twice",
+        )
+
+
+def first_documents(sources: Sequence[Source], keys: tuple[str, ...], size: int = 1 << 18) -> list[bytes]:
+    """Documents at the start of the first source that has any, good enough to try a tokenizer on."""
+    for source in sources:
+        stream = ByteStream(source)
+        with closing(stream):
+            head = memoryview(bytearray(size))
+            head = head[: stream.fill(head)]
+        parser = TextLines() if source.text else JsonLines(keys)
+        found = [
+            text
+            for batch in memory_batches(head)
+            for column in parser.parse(batch).columns
+            for text in column
+        ]
+        if found:
+            return found
+    return []
+
+
+class _Stop(BaseException):
+    """Raised by the signal handler, wherever the run is."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `_Stop` inside. Only the main thread can be told of signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        for caught in before:
+            signal.signal(caught, signal.SIG_IGN)  # what follows is short, and must not be interrupted
+        raise _Stop(signal.Signals(number).name)
+
+    before: dict[signal.Signals, Any] = {}
+    for each in (signal.SIGINT, signal.SIGTERM):
+        before[each] = signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _check_keys(options: Options, sources: Sequence[Source]) -> None:
+    if len(options.keys) > 1:
+        for source in sources:
+            if source.text:
+                raise DataError(
+                    f"plain text has no keys, but --json-keys names {len(options.keys)}",
+                    where=source.path,
+                    fix="give one key: it names the output",
+                )
+
+
+def _eod(tokenizer: DefinedTokenizer) -> int:
+    if tokenizer.eod is None:
+        raise DataError(
+            "the tokenizer has no end-of-document token",
+            where="--append-eod",
+            fix="leave the flag out, or use a tokenizer with <|endoftext|> or </s>",
+        )
+    return tokenizer.eod
+
+
+def _files_hash(files: TokenizerFiles) -> str:
+    """SHA-256 of the tokenizer's files: enough to tell whether a stopped run used the same."""
+    digest = hashlib.sha256()
+    for key in FILE_KEYS:
+        name = getattr(files, key)
+        path = Path(name).expanduser() if name else None
+        found = sorted(path.glob("*.[jt][sx]*")) if path and path.is_dir() else [path] if path else []
+        for each in found:
+            digest.update(each.name.encode() + b"\0" + each.read_bytes())
+    return digest.hexdigest()
+
+
+def _first_reject(store: Store) -> str:
+    with store.path("rejected.jsonl").open("rb") as file:
+        first = file.readline().decode()
+    return f"; the first: {first.strip()}" if first else ""
+
+
+def _timed(summary: Summary, started: float) -> Summary:
+    values = {name: getattr(summary, name) for name in summary.__dataclass_fields__}
+    return Summary(**{**values, "seconds": time.monotonic() - started})

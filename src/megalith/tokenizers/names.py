@@ -1,0 +1,117 @@
+"""Names of tokenizer types and libraries, and where a tokenizer's files are, free of the config machinery.
+
+Knows names. Refuses to open files (`load` does); imports so little that a command line can start with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from megalith.errors import UnsupportedError
+
+GPT2_BPE = "GPT2BPETokenizer"
+HUGGING_FACE = "HFTokenizer"
+BUILT_TYPES = (GPT2_BPE, HUGGING_FACE)
+LATER_TYPES = (
+    "BertWordPieceLowerCase",
+    "BertWordPieceCase",
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "NullTokenizer",
+)
+LIBRARIES = ("megatron", "huggingface")
+LATER_LIBRARIES = ("sentencepiece", "byte-level", "tabular", "yttm")
+_ALIASES = {"HuggingFaceTokenizer": HUGGING_FACE}
+FILE_KEYS = ("model", "vocab_file", "merge_file", "file")
+
+
+class TokenizerSource(Protocol):
+    """What `load_tokenizer` reads of a config section."""
+
+    @property
+    def library(self) -> str: ...
+    @property
+    def type(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def vocab_file(self) -> str | None: ...
+    @property
+    def merge_file(self) -> str | None: ...
+    @property
+    def file(self) -> str | None: ...
+    @property
+    def special_tokens(self) -> Mapping[str, str] | None: ...
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The fields of `TokenizerConfig` that name files, without its checks: for commands that must start fast."""
+
+    type: str | None = None
+    vocab_file: str | None = None
+    merge_file: str | None = None
+    file: str | None = None
+    model: str | None = None
+    library: str = "megatron"
+    special_tokens: Mapping[str, str] | None = None
+
+    def located(self) -> dict[str, Any]:
+        """As `TokenizerConfig.located`."""
+        return absolute({key: value for key, value in asdict(self).items() if value and key != "library"})
+
+
+def absolute(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the files among them as absolute paths."""
+    for key in FILE_KEYS:
+        if key in values:
+            values[key] = str(Path(values[key]).expanduser().resolve())
+    return values
+
+
+def known_type(name: str) -> str:
+    """The canonical spelling of a type that is built; UnsupportedError for one that is not, or is not known."""
+    name = _ALIASES.get(name, name)
+    if name in BUILT_TYPES:
+        return name
+    if name in LATER_TYPES:
+        raise UnsupportedError(
+            f"{name} is not built yet",
+            where="tokenizer.type",
+            fix="use " + " or ".join(BUILT_TYPES),
+        )
+    raise UnsupportedError(
+        f"unknown tokenizer type {name!r}",
+        where="tokenizer.type",
+        fix=_nearest(name, BUILT_TYPES + LATER_TYPES),
+    )
+
+
+def known_library(name: str) -> str:
+    """`name` if the library is built; UnsupportedError otherwise."""
+    if name in LIBRARIES:
+        return name
+    if name in LATER_LIBRARIES:
+        raise UnsupportedError(
+            f"tokenizer library {name!r} is not built yet",
+            where="tokenizer.library",
+            fix="use " + " or ".join(LIBRARIES),
+        )
+    raise UnsupportedError(
+        f"unknown tokenizer library {name!r}",
+        where="tokenizer.library",
+        fix=_nearest(name, LIBRARIES + LATER_LIBRARIES),
+    )
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    folded = {candidate.lower(): candidate for candidate in known}
+    near = [candidate for candidate in folded if name and candidate.startswith(name.lower())]
+    near = near or difflib.get_close_matches(name.lower(), folded, n=1)
+    if near:
+        return f"did you mean {folded[near[0]]}?"
+    return "known: " + ", ".join(known)
