@@ -76,6 +76,10 @@ def train(
     console = Console(stderr=True)
     options = TrainingOptions(vocab_size, min_frequency, tuple(special_tokens or [END_OF_TEXT]))
     options.check()
+    if output.exists() and not output.is_dir():
+        raise DataError(
+            "cannot be written: a file, not a folder", where=str(output), fix="choose another folder"
+        )
     tally, started = Tally(), time.perf_counter()
     limit = None if max_megabytes is None else int(max_megabytes * 1e6)
     texts = read_texts(find_sources(inputs), json_key, tally, max_bytes=limit)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tokenizers
 
+import tokenizers
 from megalith.errors import DataError
 from megalith.tokenizers.definition import Definition, fingerprint, guarded, vocabulary
 
@@ -131,22 +131,31 @@ class DefinedTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` (readable by Hugging Face's libraries) and `megalith_tokenizer.json` (type, roles)."""
-        folder.mkdir(parents=True, exist_ok=True)
         notes: dict[str, Any] = {
             "format_version": FOLDER_VERSION,
             "type": self.type,
             "special_tokens": self.roles,
         }
-        (folder / TOKENIZER_FILE).write_bytes(msgspec.json.encode(self.definition))
-        (folder / ROLES_FILE).write_bytes(
-            msgspec.json.format(msgspec.json.encode({**notes, "hash": self.hash()}), indent=2) + b"\n"
-        )
+        written = msgspec.json.format(msgspec.json.encode({**notes, "hash": self.hash()}), indent=2) + b"\n"
+        write_files(folder, {TOKENIZER_FILE: msgspec.json.encode(self.definition), ROLES_FILE: written})
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return _rebuild, (self.definition, self.roles, self.type, self.where)
 
     def __repr__(self) -> str:
         return f"{self.type}(vocab_size={self.vocab_size}, hash={self.hash()[:12]})"
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, made if absent; DataError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise DataError(
+            f"cannot be written: {error.strerror}", where=str(folder), fix="choose another folder"
+        ) from None
 
 
 def _rebuild(definition: Definition, roles: Mapping[str, str], type: str, where: str) -> DefinedTokenizer:

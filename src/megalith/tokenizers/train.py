@@ -14,7 +14,7 @@ import msgspec
 import tokenizers
 from megalith.errors import DataError
 from megalith.tokenizers.base import END_OF_TEXT
-from megalith.tokenizers.bpe import DefinedTokenizer
+from megalith.tokenizers.bpe import DefinedTokenizer, write_files
 from megalith.tokenizers.names import GPT2_BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -71,9 +71,8 @@ def write_trained(tokenizer: DefinedTokenizer, folder: Path) -> list[Path]:
     tokenizer.save(folder)
     model = tokenizer.definition["model"]
     vocabulary = dict(sorted(tokenizer.vocabulary.items(), key=lambda item: item[1]))
-    (folder / "vocab.json").write_bytes(msgspec.json.encode(vocabulary))
-    lines = ["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    merges = "\n".join(["#version: 0.2", *(" ".join(merge) for merge in model["merges"])]) + "\n"
+    write_files(folder, {"vocab.json": msgspec.json.encode(vocabulary), "merges.txt": merges.encode("utf-8")})
     return [
         folder / name for name in ("tokenizer.json", "megalith_tokenizer.json", "vocab.json", "merges.txt")
     ]

@@ -60,6 +60,12 @@ def test_two_writers_of_one_prefix_are_refused(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_pair_that_cannot_be_finished_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="still open"), IndexedWriter(tmp_path / "x", np.uint16) as writer:
+        writer.add_item([1, 2])
+    assert names(tmp_path) == []
+
+
 def test_overwriting_removes_the_stale_side_car(tmp_path):
     (tmp_path / "x.meta.json").write_text("{}")
     with IndexedWriter(tmp_path / "x", np.uint16) as writer:
@@ -151,3 +157,25 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert int(done.stdout) < 80
     assert len(open_indexed(tmp_path / "x")) == 10_000_000
+
+
+def test_a_full_disk_is_told_in_words_and_leaves_nothing(tmp_path):
+    """A file-size limit of 1 MiB stands for a full disk: the write fails the same way."""
+    code = """
+import resource, signal, sys, numpy as np
+from megalith.data.indexed.builder import IndexedWriter
+from megalith.errors import DataError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    with IndexedWriter(sys.argv[1], np.uint16) as writer:
+        for _ in range(8):
+            writer.add_block(np.zeros(1 << 18, np.uint16), np.array([1 << 18]))
+except DataError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "x.bin.partial: cannot be written: File too large" in done.stdout
+    assert done.stderr == ""
+    assert names(tmp_path) == []

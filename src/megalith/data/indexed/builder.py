@@ -10,6 +10,7 @@ files, which the next writer of the same prefix replaces.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -78,10 +79,14 @@ class _Spool:
     def __init__(self, folder: Path, dtype: str) -> None:
         self.dtype = np.dtype(dtype)
         self.length = 0
+        self._folder = folder
         self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES, dir=str(folder))  # noqa: SIM115
 
     def append(self, values: npt.NDArray) -> None:
-        self._file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
+        try:
+            self._file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
+        except OSError as error:
+            raise cannot_write(self._folder, error) from error
         self.length += len(values)
 
     def chunks(self) -> Iterator[npt.NDArray]:
@@ -106,18 +111,25 @@ class HashedFile:
 
     def write(self, data: bytes | memoryview) -> None:
         self._digest.update(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         self.length += len(data) if isinstance(data, bytes) else data.nbytes
 
     def sync(self) -> str:
         """Flush to the disk, close, and return the digest."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         return self._digest.hexdigest()
 
     def discard(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk refuses what is still buffered
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -244,7 +256,11 @@ class IndexedWriter:
         if kind is not None:
             self.abort()
         elif not self._published:
-            self.finish()
+            try:
+                self.finish()
+            except BaseException:
+                self.abort()
+                raise
         return False
 
     def _write_tokens(self, tokens: npt.NDArray) -> None:
@@ -329,6 +345,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def cannot_write(path: Path, error: OSError) -> DataError:
+    """What to tell the user of a full disk or a missing permission."""
+    return DataError(
+        f"cannot be written: {error.strerror or error}",
+        where=str(path),
+        fix="free space or mend the permissions, then run again: nothing was published",
+    )
+
+
 def _lock(file: IO[bytes], path: Path) -> None:
     """Refuse a second writer of the same file at the same time. The lock dies with its process."""
     if fcntl is None:
@@ -350,7 +375,7 @@ def open_partial(path: Path) -> HashedFile:
     try:
         return HashedFile(partial_path(path))
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        raise cannot_write(path, error) from error
 
 
 def _fitting(tokens: npt.NDArray, dtype: np.dtype) -> npt.NDArray:

@@ -142,6 +142,15 @@ def open_indexed(prefix: str | os.PathLike[str], allow_empty: bool = False) -> I
     A file without items is a DataError unless `allow_empty`.
     """
     found = existing_prefix(prefix)
+    try:
+        return _open(found, allow_empty)
+    except OSError as error:
+        raise DataError(
+            f"cannot be read: {error.strerror or error}", where=str(found), fix="check its permissions"
+        ) from error
+
+
+def _open(found: Path, allow_empty: bool) -> IndexedDataset:
     index = read_index(idx_path(found))
     path = bin_path(found)
     _check_ends(index, path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from megalith.data.indexed.builder import Written, partial_path, sync_folder
+from megalith.data.indexed.builder import Written, cannot_write, partial_path, sync_folder
 from megalith.data.indexed.format import as_prefix, side_car_path
 from megalith.errors import DataError
 
@@ -70,11 +70,14 @@ def write_side_car(prefix: str | os.PathLike[str], side_car: SideCar) -> Path:
     """Write `PREFIX.meta.json` atomically; returns its path."""
     path = side_car_path(as_prefix(prefix))
     partial = partial_path(path)
-    with partial.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(side_car), indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(side_car), indent=2) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     sync_folder(path.parent)
     return path
 

@@ -164,6 +164,15 @@ def _scan_tokens(report: Report, index: Index | None, vocab_size: int | None, pr
     if not path.is_file():
         report.problems.append(f"{path}: missing")
         return ""
+    try:
+        return _scan(report, index, vocab_size, progress)
+    except OSError as error:
+        report.problems.append(f"{path}: cannot be read: {error.strerror or error}")
+        return ""
+
+
+def _scan(report: Report, index: Index | None, vocab_size: int | None, progress: Progress) -> str:
+    path = bin_path(report.prefix)
     outside = _Findings(f"token ids are outside the vocabulary of {vocab_size}")
     digest = hashlib.sha256()
     with path.open("rb") as file:
