@@ -21,7 +21,7 @@ from megalith.config.judge import judge
 from megalith.config.layers import Merged, merge
 from megalith.config.overrides import Override, parse_overrides
 from megalith.config.schema import Section
-from megalith.config.tree import defaults_of, dotted, fields_of, get, leaves, put, section_of
+from megalith.config.tree import defaults_of, dotted, fields_of, get, is_section, leaves, put
 from megalith.errors import ConfigError
 
 Root = TypeVar("Root", bound=Section)
@@ -102,15 +102,17 @@ def settle(root: type[Root], gathered: Gathered) -> Composed[Root]:
     config = judge(root, merged)
     if config is None or not isinstance(config, root):
         raise ConfigError(merged.problems)
+    resolved = config.model_dump(mode="json")
+    there = (
+        path
+        for path, info in fields_of(root)
+        if not is_section(info.annotation) and isinstance(get(resolved, path[:-1], resolved), dict)
+    )
     return Composed(
         config=config,
         notices=list(merged.notices.values()),
-        origin={
-            dotted(p): merged.origin.get(p, "default")
-            for p, i in fields_of(root)
-            if not section_of(i.annotation)
-        },
-        resolved=config.model_dump(mode="json"),
+        origin={dotted(path): merged.origin.get(path, "default") for path in there},
+        resolved=resolved,
         file=gathered.file,
         typed=gathered.overrides,
     )

@@ -28,6 +28,7 @@ from megalith.config.tree import (
     dotted,
     fields_of,
     get,
+    is_section,
     leaves,
     plain,
     put,
@@ -40,7 +41,8 @@ from megalith.errors import Problem
 def judge(root: type[Section], merged: Merged) -> Section | None:
     """The configuration, or None with everything that is wrong added to `merged.problems`. Warnings become notices."""
     _none_as_null(root, merged)
-    _unset(merged)
+    _unset(root, merged)
+    _open_sections(root, merged.tree)
     broken = set(merged.broken)
     for path, problem in _verdict(root, merged.tree, merged):
         if path not in broken:
@@ -60,16 +62,24 @@ def _none_as_null(root: type[Section], merged: Merged) -> None:
             merged.notices.setdefault(path, f"{dotted(path)}: None is read as null")
 
 
-def _unset(merged: Merged) -> None:
+def _unset(root: type[Section], merged: Merged) -> None:
     """`???` says that a value must come from elsewhere; nothing did."""
+    known = dict(fields_of(root))
     for path, value in list(leaves(merged.tree)):
         if value == "???":
-            fix = f"{dotted(path)}=VALUE on the command line, or in a YAML file"
+            fix = f"{dotted(path)}={_placeholder(known.get(path))} on the command line, or in a YAML file"
             merged.problems.append(
                 Problem(merged.where(path), "has no value yet, and it must have one (???)", fix)
             )
             merged.broken.add(path)
             merged.drop(path)
+
+
+def _open_sections(section: type[Section], tree: dict[str, Any]) -> None:
+    """A section that nobody mentions is empty, not missing: its mandatory keys are what is missing."""
+    for name, info in section.model_fields.items():
+        if is_section(info.annotation) and isinstance(tree.setdefault(name, {}), dict):
+            _open_sections(info.annotation, tree[name])
 
 
 # ---- pydantic's verdict in plain words ----
@@ -110,8 +120,8 @@ def _problem(root: type[Section], path: Path, items: list[ErrorDetails], merged:
     if "extra_forbidden" in kinds:
         return _unknown(root, path, merged)
     info = dict(fields_of(root)).get(path)
-    if "missing" in kinds:
-        fix = f"{dotted(path)}=VALUE on the command line, or in a YAML file"
+    if "missing" in kinds and (info is None or get(merged.tree, path) is None):
+        fix = f"{dotted(path)}={_placeholder(info)} on the command line, or in a YAML file"
         what = "has no value, and it must have one"
         meaning = f" ({info.description.rstrip('.')})" if info and info.description else ""
         return Problem(merged.where(path), what + meaning, fix)
@@ -149,6 +159,11 @@ def _fix(path: Path, info: FieldInfo, value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[\d_.,]+[kKmMbB]?", value) and kinds & {int, float}:
         return "write the number out, without commas and letters"
     return ""
+
+
+def _placeholder(info: FieldInfo | None) -> str:
+    kinds = {get_origin(b) or b for b in _branches(info.annotation)} if info else set()
+    return "[…]" if kinds & {list, tuple} else "…"
 
 
 def _said(item: ErrorDetails) -> str:
@@ -237,14 +252,13 @@ def _mended(root: type[Section], tree: dict[str, Any], broken: set[Path]) -> Sec
     tree = copy.deepcopy(tree)
     known = dict(fields_of(root))
     for path in broken:
-        if not path or not remove(tree, path):
-            continue
+        if path:
+            remove(tree, path)
+    _open_sections(root, tree)
     for path, info in known.items():
-        if (
-            section_of(info.annotation) is None
-            and default_of(info) == "???"
-            and get(tree, path, tree) is tree
-        ):
+        parent = get(tree, path[:-1]) if path[:-1] else tree
+        mandatory = section_of(info.annotation) is None and default_of(info) == "???"
+        if mandatory and isinstance(parent, dict) and path[-1] not in parent:
             put(tree, path, _stand_in(info.annotation))
     try:
         return root.model_validate(tree)

@@ -19,7 +19,9 @@ from megalith.config.tree import (
     Path,
     describe_value,
     dotted,
+    fields_of,
     get,
+    is_section,
     leaves,
     put,
     remove,
@@ -147,7 +149,7 @@ def _translate(root: type[Section], layer: Layer, merged: Merged) -> Iterator[Va
     for value in layer.values:
         found = _foreign(root, value.path)
         if found is None:
-            yield from _null_section(root, value)
+            yield from _whole_section(root, value, merged)
             continue
         path, key = found
         put(merged.foreign, value.path, value.value)
@@ -178,7 +180,7 @@ def _apply(path: Path, key: ForeignKey, value: Value, merged: Merged) -> Iterabl
     where = f"{dotted(path)} ({value.origin})"
     if key.action == "refused":
         if len(path) != len(value.path) or value.value not in key.harmless:
-            merged.problems.append(Problem(where, f"is refused: {key.note}", f"remove it: ~{dotted(path)}"))
+            merged.problems.append(Problem(where, f"refused: {key.note}", f"remove it: ~{dotted(path)}"))
         return ()
     if key.action == "ignored":
         if not key.silent:
@@ -213,15 +215,20 @@ def _contradiction(foreign: Value, ours: Value) -> Problem:
     return Problem(f"{dotted(foreign.path)} ({foreign.origin})", what, "keep one of them")
 
 
-def _null_section(root: type[Section], value: Value) -> Iterator[Value]:
-    """`exp_manager: null` as the values that it means; anything else unchanged."""
-    if value.value is None:
-        for path, section in sections_of(root):
-            if path == value.path and section.null_means is not None:
-                for inner, meant in leaves(dict(section.null_means), path):
-                    yield Value(inner, meant, value.origin)
-                return
-    yield value
+def _whole_section(root: type[Section], value: Value, merged: Merged) -> Iterator[Value]:
+    """A value where a section belongs: `exp_manager: null` as the values that it means, anything else reported."""
+    info = dict(fields_of(root)).get(value.path)
+    if info is None or not is_section(info.annotation) or value.value == {}:
+        yield value
+        return
+    meant = info.annotation.null_means
+    if value.value is None and meant is not None:
+        yield from (Value(inner, v, value.origin) for inner, v in leaves(dict(meant), value.path))
+        return
+    key = dotted(value.path)
+    what = f"is a section (a group of keys), not {describe_value(value.value)}"
+    fix = f"{key}.KEY=VALUE sets a key in it; ~{key} goes back to its defaults"
+    merged.problems.append(Problem(f"{key} ({value.origin})", what, fix))
 
 
 # ---- implied values ----

@@ -8,7 +8,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -62,12 +62,17 @@ def remove(tree: dict[str, Any], path: Path) -> bool:
 
 def section_of(annotation: Any) -> type[Section] | None:
     """The section class that a field holds (`Section`, or `Section | None`), or None for an ordinary value."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if is_section(annotation):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType):
         found = [section_of(a) for a in get_args(annotation)]
         return next((s for s in found if s), None)
     return None
+
+
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    """Always a section, never null: one that is there even when nothing is written in it."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def fields_of(section: type[Section], prefix: Path = ()) -> Iterator[tuple[Path, FieldInfo]]:
@@ -100,8 +105,7 @@ def defaults_of(section: type[Section]) -> dict[str, Any]:
     """The whole tree of defaults, "???" where a key is mandatory."""
     tree: dict[str, Any] = {}
     for name, info in section.model_fields.items():
-        inner = section_of(info.annotation)
-        tree[name] = defaults_of(inner) if inner else default_of(info)
+        tree[name] = defaults_of(info.annotation) if is_section(info.annotation) else default_of(info)
     return tree
 
 

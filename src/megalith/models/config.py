@@ -45,8 +45,8 @@ class ModelConfig(Section):
 
     vocab_size: int = setting(..., "True vocabulary of the tokenizer.", unit="tokens", gt=0)
     num_layers: int = setting(12, "Transformer blocks.", gt=0)
-    hidden_size: int = setting(768, "Width of the residual stream.", unit="channels", gt=0)
-    num_attention_heads: int = setting(12, "Query heads.", gt=0)
+    hidden_size: int = setting(768, "Width of the residual stream.", unit="channels", gt=0, le=2**22)
+    num_attention_heads: int = setting(12, "Query heads.", gt=0, le=2**22)
     num_query_groups: int | None = setting(
         None, "Key-value heads (grouped-query attention); null: as many as query heads.", gt=0
     )

@@ -66,7 +66,7 @@ def _whole_batches(name: str, value: Any) -> Any:
     """Lightning's fractions: 1.0 is not 1. The data plan needs to know how many batches there will be."""
     if isinstance(value, float):
         raise ValueError(
-            f"{name} counts whole batches here; {value:g} would be a share of the data\nfix: a number, as 50"
+            f"{name} counts whole batches here; {value} would be a share of the data\nfix: a number, as 50"
         )
     return value
 
@@ -109,6 +109,9 @@ class TrainerConfig(Section):
     )
     limit_test_batches: int = setting(
         500, "Global batches that the test split is asked for.", unit="global batches", ge=0
+    )
+    test_at_end: bool = setting(
+        False, "After the last step, measure the loss on limit_test_batches of the test split."
     )
     accumulate_grad_batches: int = setting(
         1,

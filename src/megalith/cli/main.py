@@ -1,0 +1,152 @@
+"""`megalith`: the table of commands, each imported only when it is called, and what becomes of an error.
+
+    megalith --help            imports no command
+    megalith data merge …      imports megalith.cli.data
+    a user's mistake           one message on stderr, the error's exit code, no traceback
+    anything else              "this is a bug", with the traceback in a file
+
+Knows names of commands. Logic lives below, in the packages that the commands import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from megalith.errors import MegalithError
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command lives ("module:app", or "module:function") and the line of help that lists it."""
+
+    target: str
+    help: str
+
+    def load(self, name: str) -> Any:
+        """Import it and make it a command."""
+        module, _, attribute = self.target.partition(":")
+        found = getattr(import_module(module), attribute)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        return typer.main.get_command(single)
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "megalith.cli.quickstart:quickstart", "Text to a trained model in two minutes, no download."
+    ),
+    "doctor": Command("megalith.cli.doctor:doctor", "What this machine will use, why, and what is missing."),
+    "tokenizer": Command("megalith.cli.tokenizer:app", "Train, try and inspect tokenizers."),
+    "data": Command("megalith.cli.data:app", "Turn text into token files; merge, inspect and verify them."),
+    "pretrain": Command(
+        "megalith.cli.pretrain:app", "Pretrain a model from a configuration and key=value overrides."
+    ),
+    "evaluate": Command("megalith.cli.evaluate:app", "Measure a model: perplexity."),
+    "generate": Command("megalith.cli.generate:generate", "Continue a text."),
+    "checkpoint": Command(
+        "megalith.cli.checkpoint:app", "Look into checkpoints, and check that they are whole."
+    ),
+    "explain": Command(
+        "megalith.cli.explain:explain", "What a configuration key means, and where its value comes from."
+    ),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists commands from the table; imports the one that runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the line of help: enough to list it."""
+        found = COMMANDS.get(cmd_name)
+        return TyperCommand(cmd_name, help=found.help) if found else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself."""
+        name = args[0]
+        if name not in COMMANDS:
+            near = get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(COMMANDS)}."
+            ctx.fail(f"There is no command {name!r}. {hint}")
+        return name, COMMANDS[name].load(name), args[1:]
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from megalith import __version__
+
+        typer.echo(f"megalith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def megalith(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option("--traceback", help="Show where an error comes from (as MEGALITH_TRACEBACK=1 does)."),
+    ] = False,
+) -> None:
+    """Pretrain, tune, evaluate and serve transformers, on one process or on many, by one configuration.
+
+    Begin with: megalith quickstart
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Always leaves by SystemExit, with the code of `errors`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show = "--traceback" in arguments or os.environ.get("MEGALITH_TRACEBACK", "") not in ("", "0")
+    arguments = [a for a in arguments if a != "--traceback"]
+    try:
+        app(args=arguments, prog_name="megalith")
+    except MegalithError as error:
+        from megalith.cli.errors import show_error
+
+        if show:
+            import traceback
+
+            traceback.print_exc()
+        show_error(error)
+        sys.exit(error.exit_code)
+    except SystemExit as stop:
+        if stop.code == EXIT_INTERRUPTED:
+            print("\nInterrupted.", file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as bug:
+        from megalith.cli.errors import report_bug
+
+        sys.exit(report_bug(bug, show=show))
+
+
+if __name__ == "__main__":
+    main()
