@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from megalith.tokenizers.bpe import DefinedTokenizer
-    from megalith.tokenizers.config import TokenizerConfig
+    from megalith.tokenizers.names import TokenizerFiles
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, try and inspect tokenizers.")
 
@@ -25,13 +25,13 @@ MergeFile = Annotated[Path | None, typer.Option("--merge-file", help="GPT-2's me
 
 def tokenizer_config(
     path: Path | None, kind: str | None, vocab_file: Path | None, merge_file: Path | None
-) -> TokenizerConfig | None:
+) -> TokenizerFiles | None:
     """The section that the options spell, None if none was given."""
-    from megalith.tokenizers.config import TokenizerConfig
+    from megalith.tokenizers.names import TokenizerFiles
 
     given = {"file": path, "type": kind, "vocab_file": vocab_file, "merge_file": merge_file}
     values = {key: str(value) for key, value in given.items() if value is not None}
-    return TokenizerConfig(**values) if values else None
+    return TokenizerFiles(**values) if values else None
 
 
 @app.command()

@@ -18,8 +18,8 @@ from megalith.data.indexed.mmap import IndexedDataset, open_indexed
 from megalith.data.indexed.sidecar import SideCar, read_side_car
 from megalith.errors import DataError, MegalithError
 from megalith.tokenizers.base import Tokenizer
-from megalith.tokenizers.config import TokenizerConfig
 from megalith.tokenizers.load import load_tokenizer
+from megalith.tokenizers.names import TokenizerFiles, TokenizerSource
 
 _MOST_LENGTHS = 1 << 24
 _PERCENTILES = (10, 50, 90, 99)
@@ -67,7 +67,7 @@ class Inspection:
 def inspect(
     prefix: str | os.PathLike[str],
     *,
-    tokenizer: TokenizerConfig | None = None,
+    tokenizer: TokenizerSource | None = None,
     documents: Sequence[int] | None = None,
 ) -> Inspection:
     """Look into a pair. `documents` are shown whole (the first three by default), as text if a tokenizer is given or
@@ -119,7 +119,7 @@ def length_statistics(sizes: npt.NDArray[np.int32]) -> dict[str, float]:
 
 
 def _decoder(
-    tokenizer: TokenizerConfig | None, side_car: SideCar | None
+    tokenizer: TokenizerSource | None, side_car: SideCar | None
 ) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer asked for, or the side-car's if its files are still there; notices say what is amiss."""
     record = side_car.tokenizer if side_car is not None else None
@@ -131,8 +131,8 @@ def _decoder(
     if record is None or not record.config:
         return None, ["no tokenizer is known: ids only; give one to see text"]
     try:
-        found = load_tokenizer(TokenizerConfig(**record.config))
-    except (MegalithError, ValueError) as error:
+        found = load_tokenizer(TokenizerFiles(**record.config))
+    except (MegalithError, TypeError) as error:
         return None, [f"the side-car's tokenizer cannot be opened: {error}".splitlines()[0]]
     if found.hash() != record.hash:
         return None, ["the tokenizer's files have changed since these tokens were made: ids only"]
