@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from megalith.data.inspect import Inspection
 
-_ELSEWHERE = {"preprocess": ("megalith.cli.preprocess:preprocess", "Turn text into token files.")}
+_ELSEWHERE = {"preprocess": ("megalith.cli.preprocess:app", "Turn text into token files.")}
 
 
 class _Group(TyperGroup):
@@ -36,9 +36,7 @@ class _Group(TyperGroup):
         if args[0] not in _ELSEWHERE:
             return super().resolve_command(ctx, args)
         module, _, attribute = _ELSEWHERE[args[0]][0].partition(":")
-        single = typer.Typer(add_completion=False)
-        single.command(args[0])(getattr(import_module(module), attribute))
-        return args[0], typer.main.get_command(single), args[1:]
+        return args[0], typer.main.get_command(getattr(import_module(module), attribute)), args[1:]
 
 
 app = typer.Typer(

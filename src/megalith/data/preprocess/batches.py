@@ -87,9 +87,11 @@ class LineReader:
     """Batches of the lines of plain files. Keeps one buffer for all of them."""
 
     def __init__(self, batch_bytes: int = BATCH_BYTES, record_bytes: int = RECORD_BYTES) -> None:
-        self.batch_bytes = batch_bytes
+        self.batch_bytes = min(
+            batch_bytes, record_bytes
+        )  # so that a long line is the first one in the buffer
         self.record_bytes = record_bytes
-        self._buffer = bytearray(record_bytes + batch_bytes)
+        self._buffer = bytearray(record_bytes + self.batch_bytes)
 
     def batches(self, file: PlainFile, start: int, stop: int) -> Iterator[memoryview | Span]:
         """Lines that start in [start, stop): batches that end in a newline (or the file's end), and long lines.
@@ -102,7 +104,7 @@ class LineReader:
         while offset < stop:
             held += self._fill(file, offset, held, stop)
             if held > self.record_bytes and self._buffer.find(b"\n", 0, self.record_bytes + 1) < 0:
-                end = file.find_newline(offset + held - 1, file.size)
+                end = file.find_newline(offset + self.record_bytes, file.size)
                 yield Span(offset, end)
                 offset, held = end + 1, 0
             elif cut := self._last_line_end(file, offset, held, stop):

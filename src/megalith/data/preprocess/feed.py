@@ -168,33 +168,27 @@ class Feed:
             stream.close()
 
     def _blocks(self, number: int, stream: ByteStream, start: int, cut: Cut) -> Iterator[Job]:
-        """Slots of whole records; what follows the last one is carried over to the next slot."""
-        carry = b""
+        """Slots of whole records; what follows the last one is read again for the next slot."""
         ended = False
         while not ended:
             slot = self._take_slot()
             view = self._shared.input(slot)
-            view[: len(carry)] = carry
-            length = len(carry) + stream.fill(view[len(carry) :])
+            length = stream.fill(view)
             ended = length < len(view)
             end = length if ended else _last_record(view, cut)
             if end or ended:
-                carry = bytes(view[end:length])
+                stream.push_back(bytes(view[end:length]))
                 job = self._job(number, (start, start + end), stream.position, last=ended)
                 job.slot, job.length = slot, end
-                yield job
-                start += end
-                continue
-            head = bytes(view[:length])
-            self._free.put(slot)
-            path = self._folder / f"spill-{self._number}"
-            size, skipped, carry, ended = _spill(path, head, stream, cut)
-            stop = start + size + skipped
-            last = ended and not carry
-            job = self._job(number, (start, stop), stream.position, last=last)
-            job.spill = str(path)
+            else:
+                stream.push_back(bytes(view))
+                self._free.put(slot)
+                path = self._folder / f"spill-{self._number}"
+                size, ended = _spill(path, stream, cut)
+                job = self._job(number, (start, start + size), stream.position, last=ended)
+                job.spill = str(path)
             yield job
-            start = stop
+            start = job.stop
 
     def _take_slot(self) -> int:
         slot = self._free.get()
@@ -239,27 +233,23 @@ def _last_record(view: memoryview, cut: Cut) -> int:
     return ends[-1] if ends else 0
 
 
-def _spill(path: Path, head: bytes, stream: ByteStream, cut: Cut) -> tuple[int, int, bytes, bool]:
-    """Write the record that starts with `head` to a file of its own.
-
-    Returns its size, how many bytes behind it separate it from the next, what was read beyond, and whether the stream
-    ended.
+def _spill(path: Path, stream: ByteStream, cut: Cut) -> tuple[int, bool]:
+    """Write the next record to a file of its own; returns how much was read with what separates it from the next, and
+    whether the stream ended.
     """
     size = 0
-    buffer = bytearray(_SPILL_READ)
-    held = head
+    buffer = memoryview(bytearray(_SPILL_READ))
+    held = b""
     with open_new(path) as file:
-        while True:
-            place = cut(held)
-            if place:
-                size += _write(file, path, held[: place[0]])
-                return size, place[1] - place[0], held[place[1] :], False
+        while count := stream.fill(buffer):
+            held += buffer[:count]
+            if place := cut(held):
+                stream.push_back(held[place[1] :])
+                return size + _write(file, path, held[: place[0]]) + place[1] - place[0], False
             keep = _undecided(held, cut)
             size += _write(file, path, held[: len(held) - keep])
-            count = stream.fill(memoryview(buffer))
-            if count == 0:
-                return size + _write(file, path, held[len(held) - keep :]), 0, b"", True
-            held = held[len(held) - keep :] + bytes(buffer[:count])
+            held = held[len(held) - keep :]
+        return size + _write(file, path, held), True
 
 
 def _undecided(data: bytes, cut: Cut) -> int:

@@ -168,6 +168,7 @@ class LongRecord:
             yield _decoded(data[:end])
             held = data[end:]
         if held:
+            _decoded(held)  # raises with the better reason, if it knows one
             raise BadRecord("malformed JSON: a bad escape or a lone surrogate in a string")
 
 

@@ -10,6 +10,7 @@ Knows JSON lines and plain text. Refuses to know files, tokens and where in a fi
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,8 +102,10 @@ class JsonLines:
             return "malformed JSON: nested too deeply"
         if isinstance(error, msgspec.ValidationError):
             return self._wrong_value(line, error)
+        if "surrogate" in str(error) or ("truncated" in str(error) and _stdlib_accepts(line)):
+            return "malformed JSON: a lone surrogate, which is no character"
         if "truncated" in str(error):
-            return "malformed JSON: the line ends early, or holds a lone surrogate"
+            return "malformed JSON: the line ends early"
         return "malformed JSON: " + str(error).removeprefix("JSON is malformed: ")
 
     def _wrong_value(self, line: bytes, error: Exception) -> str:
@@ -167,6 +170,15 @@ class WholeText:
         else:
             parsed.columns[0].append(text)
         return parsed
+
+
+def _stdlib_accepts(line: bytes) -> bool:
+    """The standard library lets lone surrogates through, which tells them from a line cut off."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def excerpt(line: bytes) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from megalith.data.indexed.format import storage_dtype
 from megalith.data.indexed.sidecar import TokenizerRecord
-from megalith.data.preprocess.batches import memory_batches
+from megalith.data.preprocess.batches import RECORD_BYTES, memory_batches
 from megalith.data.preprocess.feed import Feed, input_slot_bytes, is_streamed
 from megalith.data.preprocess.files import writing
 from megalith.data.preprocess.journal import Store
@@ -115,7 +115,9 @@ class _Run:
         input_slots = self._workers + 2 if streamed else 0
         slot_tokens = max(options.block_bytes // _SLOT_SHARE, 1 << 16)
         shared = SharedMemory(self._workers, self._dtype, slot_tokens, input_slots, input_slot_bytes())
-        task = Task(self._sources, options.keys, self._eod, options.txt_documents, options.cache_bytes())
+        task = Task(
+            self._sources, options.keys, self._eod, options.txt_documents, options.cache_bytes(), RECORD_BYTES
+        )
 
         def make(number: int, connection: Connection) -> Worker:
             return Worker(task, encoder, shared, number, connection)

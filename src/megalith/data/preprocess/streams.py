@@ -31,6 +31,7 @@ class ByteStream:
 
     def __init__(self, source: Source) -> None:
         self._path = source.path
+        self._pushed = b""
         try:
             self._file = Path(source.path).open("rb")  # noqa: SIM115
         except OSError as error:
@@ -47,9 +48,15 @@ class ByteStream:
         """How far the file has been read, in bytes as stored."""
         return self._file.tell()
 
+    def push_back(self, data: bytes) -> None:
+        """Give back what was read last: it is read again."""
+        self._pushed = data + self._pushed
+
     def fill(self, view: memoryview) -> int:
         """Read until `view` is full or the stream ends; returns the bytes read."""
-        filled = 0
+        filled = min(len(self._pushed), len(view))
+        view[:filled] = self._pushed[:filled]
+        self._pushed = self._pushed[filled:]
         while filled < len(view):
             count = self._read(view[filled:])
             if count == 0:

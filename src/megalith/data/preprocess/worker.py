@@ -26,7 +26,6 @@ import msgspec
 import numpy as np
 
 from megalith.data.preprocess.batches import (
-    RECORD_BYTES,
     LineReader,
     PlainFile,
     Span,
@@ -64,7 +63,7 @@ class Task:
     eod: int | None
     txt_documents: str
     cache_bytes: int
-    record_bytes: int = RECORD_BYTES
+    record_bytes: int
 
 
 class ParentGone(Exception):
@@ -146,7 +145,7 @@ class Worker:
                 item = Span(item.start + len(BOM) * (file.read(0, len(BOM)) == BOM), item.end)
             elif number == 0 and isinstance(item, memoryview) and bytes(item[: len(BOM)]) == BOM:
                 item = item[len(BOM) :]
-            if isinstance(item, Span) or len(item):
+            if item.end > item.start if isinstance(item, Span) else len(item):
                 yield item
 
     def _raw_items(self, job: Job, source: Source, file: PlainFile | None) -> Iterator[memoryview | Span]:
@@ -168,6 +167,9 @@ class Worker:
     def _long(self, job: Job, file: PlainFile, span: Span, line: int, *, json: bool) -> None:
         """A record that is not loaded; it is written only once all of it was checked."""
         self._wait_for_turn(job)
+        if not json and self.task.txt_documents != "file":
+            ending = file.read(max(span.start, span.end - 16), min(16, span.end - span.start))
+            span = Span(span.start, span.end - len(ending) + len(ending.rstrip(b"\r\n")))
         record = LongRecord(file, span, self._ids_of_each)
         try:
             values: list[bytes | Span] = record.json(self._json) if json else [span]
