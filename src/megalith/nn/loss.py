@@ -39,7 +39,7 @@ class LossTerm(NamedTuple):
 class CrossEntropy(nn.Module):
     """Sum of −log p(target) over counted targets. `chunk` rows at a time; `elementwise` may be replaced (compiled)."""
 
-    def __init__(self, chunk: int = 1024) -> None:
+    def __init__(self, chunk: int = 512) -> None:
         super().__init__()
         self.chunk = chunk
         self.compute_dtype: torch.dtype | None = None
@@ -78,7 +78,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         wants = [plan.learns and need for need in ctx.needs_input_grad[:2]]
         hidden_gradient = torch.empty_like(hidden) if wants[0] else None
-        weight_gradient = torch.zeros_like(weight) if wants[1] else None
+        weight_gradient = torch.empty_like(weight) if wants[1] else None
+        if weight_gradient is not None:
+            weight_gradient[plan.vocabulary if len(hidden) else 0 :] = 0
         for begin in range(0, hidden.shape[0], plan.chunk):
             rows = slice(begin, begin + plan.chunk)
             h = hidden[rows].to(plan.dtype)
@@ -90,7 +92,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if hidden_gradient is not None:
                 hidden_gradient[rows] = gradient @ table
             if weight_gradient is not None:
-                weight_gradient[: plan.vocabulary] += gradient.T @ h
+                accumulate(weight_gradient[: plan.vocabulary], gradient.T @ h, first=begin == 0)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
@@ -107,16 +109,28 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def softmax_minus_one_hot(
     logits: torch.Tensor, targets: torch.Tensor, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, V) → summed loss of the counted rows, and its gradient by the logits in the logits' own dtype."""
-    dtype = logits.dtype
-    counted = targets >= 0
-    logits = logits.to(wide)
-    normaliser = logits.logsumexp(-1, keepdim=True)
+    """Logits (N, V) → summed loss of the counted rows, and its gradient by the logits in the logits' own dtype.
+
+    Overwrites its logits where they are wide already: a chunk exists once, not once an operation.
+    """
+    dtype, counted = logits.dtype, (targets >= 0).to(wide)
     column = targets.clamp(min=0)[:, None]
-    loss = ((normaliser - logits.gather(-1, column))[:, 0] * counted).sum()
-    gradient = (logits - normaliser).exp()
-    gradient = gradient.scatter_add(-1, column, gradient.new_full(column.shape, -1.0)) * counted[:, None]
-    return loss, gradient.to(dtype)
+    logits = logits.to(wide)
+    logits -= logits.amax(-1, keepdim=True)
+    chosen = logits.gather(-1, column)[:, 0]
+    total = logits.exp_().sum(-1)
+    loss = ((total.log() - chosen) * counted).sum()
+    logits *= (counted / total)[:, None]
+    logits.scatter_add_(-1, column, -counted[:, None])
+    return loss, logits.to(dtype)
+
+
+def accumulate(total: torch.Tensor, part: torch.Tensor, *, first: bool) -> None:
+    """`total` (uninitialised before the first part) += `part`, in the dtype of `total`."""
+    if first:
+        total.copy_(part)
+    else:
+        total += part
 
 
 def chunk_sum(logits: torch.Tensor, targets: torch.Tensor, wide: torch.dtype) -> torch.Tensor:
