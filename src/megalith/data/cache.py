@@ -35,6 +35,8 @@ Key = Mapping[str, str | int]
 SMALLEST = 1 << 20
 """Rows (items plus samples) below which building takes less than opening files would."""
 
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError)
+"""What reading a file that does not hold what was written can raise."""
 _ARRAYS = ("documents", "samples", "shuffle")
 
 
@@ -68,7 +70,7 @@ class IndexCache:
             return None
         try:
             return read_entry(entry, key)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             self._say(f"{entry}: the cached index is damaged ({error}); building it again")
             shutil.rmtree(entry, ignore_errors=True)
             return None
@@ -79,7 +81,7 @@ class IndexCache:
             try:
                 write_entry(folder / entry, key, index)
                 return read_entry(folder / entry, key)
-            except (OSError, ValueError, KeyError) as error:
+            except _DAMAGE as error:
                 self._say(f"{folder}: index cache cannot be used ({error}); trying the next place")
         self._say(
             "no folder for the index cache: the index stays in memory (set model.data.index_mapping_dir)"

@@ -169,7 +169,7 @@ class DataPlan:
 
     def to_json(self) -> dict[str, Any]:
         """For `state.json` of a checkpoint."""
-        return msgspec.to_builtins(self)
+        return msgspec.json.decode(msgspec.json.encode(self))  # lists, as they come back from a file
 
     @classmethod
     def from_json(cls, data: Any) -> DataPlan:

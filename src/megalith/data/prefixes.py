@@ -31,7 +31,7 @@ def parse_prefixes(value: Any) -> Prefixes:
     numbers = [_number(piece) for piece in flat]
     if not flat:
         raise ValueError(f"names no file\nfix: {FORMS}")
-    if all(number is None for number in numbers):
+    if len(flat) == 1 or all(number is None for number in numbers):
         return Prefixes(tuple(str(piece) for piece in flat), None)
     alternate = all((number is None) == bool(i % 2) for i, number in enumerate(numbers))
     if len(flat) % 2 or not alternate:

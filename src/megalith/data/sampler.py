@@ -98,12 +98,12 @@ class CyclicSampler:
         return result
 
     def _of_epoch(self, epoch: int, places: Numbers) -> Numbers:
-        if not self.data_sharding:
-            size = self.total // self.micro_batch_size * self.micro_batch_size
-            return self._permutation(size, epoch)[places]
-        bucket = self.total // self._stride * self.micro_batch_size
         turn, inside = np.divmod(places, self._stride)
         rank, row = np.divmod(inside, self.micro_batch_size)
+        if not self.data_sharding:  # one permutation for all, dealt out to the ranks in turn
+            size = self.total // self.micro_batch_size * self.micro_batch_size
+            return self._permutation(size, epoch)[turn * self._stride + row * self.data_size + rank]
+        bucket = self.total // self._stride * self.micro_batch_size
         return rank * bucket + self._permutation(bucket, epoch)[turn * self.micro_batch_size + row]
 
     def _permutation(self, size: int, epoch: int) -> Numbers:

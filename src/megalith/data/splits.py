@@ -49,7 +49,8 @@ def split_ranges(text: str, items: int) -> dict[str, Range]:
     for share in parse_splits(text):
         borders.append(borders[-1] + round(share * float(items)))
     surplus = borders[-1] - items
-    borders = [0] + [border - surplus for border in borders[1:]]
+    borders = [max(border - surplus, 0) for border in borders]
+    borders[0] = 0
     return {name: Range(*borders[i : i + 2]) for i, name in enumerate(SPLITS)}
 
 
