@@ -119,7 +119,9 @@ def test_openwebtext(real_data, order):
     seen = set()
     for i in range(min(data.train.once, 2000)):  # Megatron's index: between one epoch and two
         seen.update((piece.item, piece.offset) for piece in data.train.provenance(i).pieces)
-    assert {item for item, _ in seen} == set(range(949))
+    items = {item for item, _ in seen}
+    assert items <= set(range(949))
+    assert len(items) > 940, "all but those in the rest of the epoch, or not read before sample 2000"
 
 
 # ---- errors ----
