@@ -129,11 +129,12 @@ def test_git_info(tmp_path, monkeypatch):
 
 
 def test_log_files_hold_what_is_logged_within(tmp_path):
-    logger = logging.getLogger("megalith.somewhere")
-    with log_files(tmp_path):
+    logger, said = logging.getLogger("megalith.somewhere"), []
+    with log_files(tmp_path, say=said.append):
         logger.info("a notice")
         logger.error("an error")
     logger.error("after")
+    assert said == ["error: an error"]
     everything = (tmp_path / "megalith_log_globalrank-0_localrank-0.txt").read_text()
     assert "a notice" in everything
     assert "an error" in everything
@@ -141,3 +142,11 @@ def test_log_files_hold_what_is_logged_within(tmp_path):
     errors = (tmp_path / "megalith_error_log.txt").read_text()
     assert "an error" in errors
     assert "a notice" not in errors
+
+
+def test_an_exception_is_written_down_with_its_traceback(tmp_path):
+    said = []
+    with pytest.raises(ZeroDivisionError), log_files(tmp_path, say=said.append):
+        raise ZeroDivisionError("so")
+    assert "ZeroDivisionError: so" in (tmp_path / "megalith_error_log.txt").read_text()
+    assert said == []

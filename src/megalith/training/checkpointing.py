@@ -6,6 +6,7 @@ A save that is due at a step where validation is due too comes after it, so that
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,13 @@ class SaveTimes:
 
 
 class CheckpointCallback(Checkpoint):
-    """Saves through the trainer's strategy. Being a `Checkpoint`, it runs after all other callbacks."""
+    """Saves through the trainer's strategy, and says so to `announce`. Being a `Checkpoint`, it runs after all others."""
 
-    def __init__(self, saver: Saver, times: SaveTimes, watch: Stopwatch) -> None:
+    def __init__(
+        self, saver: Saver, times: SaveTimes, watch: Stopwatch, announce: Callable[[str], None] | None = None
+    ) -> None:
         super().__init__()
-        self.saver, self.times, self.watch = saver, times, watch
+        self.saver, self.times, self.watch, self.announce = saver, times, watch, announce
         self._saved_at: int | None = None
         self._saved_time = time.monotonic()
 
@@ -77,6 +80,11 @@ class CheckpointCallback(Checkpoint):
         step = self.saver.engine.step
         if step == self._saved_at:
             return
+        began = time.perf_counter()
         with self.watch.left_out():
             trainer.save_checkpoint(self.saver.root / step_name(step))
+        if self.announce:
+            verb = "saving" if self.saver.checkpointer.asynchronous else "saved"
+            seconds = time.perf_counter() - began
+            self.announce(f"step {step} | {verb} {self.saver.root.name}/{step_name(step)} ({seconds:.1f} s)")
         self._saved_at, self._saved_time = step, time.monotonic()

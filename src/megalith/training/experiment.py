@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -140,9 +140,25 @@ def git_info() -> str:
     return f"commit hash: {commit.stdout.strip()}\n{changes.stdout}" if commit.returncode == 0 else ""
 
 
+class _Say(logging.Handler):
+    """Warnings and errors as lines for the person in front of the screen."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "shown", False):  # the command line shows it
+            return
+        self._say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
 @contextmanager
-def log_files(folder: Path, *, rank: int = 0) -> Iterator[None]:
-    """Within, what we and Lightning log also goes to files: everything, and warnings and errors by themselves."""
+def log_files(folder: Path, *, rank: int = 0, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Within, what we and Lightning log also goes to files: everything, and warnings and errors by themselves.
+
+    `say` gets our warnings too, since logging shows none of its own accord once there is a file.
+    """
     names = [(f"megalith_log_globalrank-{rank}_localrank-{rank}.txt", logging.INFO)]
     if rank == 0:
         names.append(("megalith_error_log.txt", logging.WARNING))
@@ -158,8 +174,15 @@ def log_files(folder: Path, *, rank: int = 0) -> Iterator[None]:
         logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
         for handler in handlers:
             logger.addHandler(handler)
+    ours = logging.getLogger(LOGGERS[0])
+    if say is not None:
+        handlers.append(_Say(say))
+        ours.addHandler(handlers[-1])
     try:
         yield
+    except Exception:
+        ours.exception("the run ended with an error", extra={"shown": True})
+        raise
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

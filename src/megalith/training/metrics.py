@@ -202,7 +202,7 @@ class MetricsCallback(pl.Callback):
     def _evaluated(self, trainer: pl.Trainer, module: pl.LightningModule, kind: str) -> None:
         assert isinstance(module, MegalithModule)
         found = module.validation if kind == "val" else module.test
-        if found is not None:
+        if found is not None and not trainer.sanity_checking:
             row = evaluation_row(self.engine, kind, found, time.perf_counter() - self._began)
             self._give(trainer, row)
 

@@ -69,15 +69,15 @@ def _number(value: float | None, spec: str) -> str:
 class ProgressDisplay:
     """A sink for rows (`show`), and the bar around the steps between them."""
 
-    def __init__(self, *, total: int, console: Console | None = None) -> None:
-        self.total, self.console = total, console or Console()
+    def __init__(self, *, total: int, console: Console | None = None, bar: bool = True) -> None:
+        self.total, self.console, self.wanted = total, console or Console(), bar
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._step_seconds: float | None = None
 
     def start(self, step: int) -> None:
         """Draw the bar, on a terminal."""
-        if self.console.is_terminal and self._bar is None:
+        if self.wanted and self.console.is_terminal and self._bar is None:
             columns = (
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(20),
@@ -95,6 +95,10 @@ class ProgressDisplay:
             self._bar.stop()
             self._bar = None
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def advance(self, step: int) -> None:
         """A step is done."""
         if self._bar is not None and self._task is not None:
@@ -103,14 +107,14 @@ class ProgressDisplay:
     def show(self, row: Row) -> None:
         """A row: into the bar, or as a line. Validations are lines always."""
         if "train_loss" not in row:
-            self.console.print(evaluation_text(row), highlight=False, soft_wrap=True)
+            self.say(evaluation_text(row))
             return
         step = row["step"]
         text = f"{train_text(row)} | ETA {self._remaining(row)}"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text, completed=step)
         else:
-            self.console.print(f"step {step}/{self.total} | {text}", highlight=False, soft_wrap=True)
+            self.say(f"step {step}/{self.total} | {text}")
 
     def _remaining(self, row: Row) -> str:
         """Steps left × a running mean of the time of a step, in which the first row (warm caches, compilation) fades."""

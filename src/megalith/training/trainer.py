@@ -42,7 +42,6 @@ class LoopSettings:
     save: SaveTimes | None = field(default_factory=SaveTimes)
     max_seconds: float | None = None
     profiler: str | None = None
-    progress: bool = True
     lightning: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of Lightning's Trainer, as they are."""
 
@@ -71,6 +70,10 @@ class Run:
     sinks: Sequence[Callable[[Row], None]] = ()
     callbacks: Sequence[pl.Callback] = ()
     display: ProgressDisplay | None = None
+    announce: Callable[[str], None] | None = None
+    """Gets a line for each save."""
+    test: Iterable[Batch] | None = None
+    """Measured after the last step of a complete run."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Outcome:
     stopped: str | None
     out_of_time: bool
     validation: Validation | None
+    test: Validation | None
     trainer: pl.Trainer
     module: MegalithModule
 
@@ -99,11 +103,14 @@ def fit(
         trainer = make_trainer(run, settings, stop)
         around.enter_context(stop.listening())
         trainer.fit(module, run.train, run.validation, ckpt_path=resume)
+        if run.test is not None and not stop.asked:
+            trainer.test(module, run.test, verbose=False)
     return Outcome(
         step=run.engine.step,
         stopped=stop.signal.name if stop.signal else None,
         out_of_time=stop.out_of_time and run.engine.step < settings.max_steps,
         validation=module.validation,
+        test=module.test,
         trainer=trainer,
         module=module,
     )
@@ -118,7 +125,7 @@ def make_trainer(run: Run, settings: LoopSettings, stop: StopRequest) -> pl.Trai
         callbacks.append(ProgressCallback(run.engine, run.display))
     callbacks += [StopCallback(run.engine, stop), *run.callbacks]
     if settings.save:
-        callbacks.append(CheckpointCallback(run.saver, settings.save, watch))
+        callbacks.append(CheckpointCallback(run.saver, settings.save, watch, run.announce))
     on_gpu = run.engine.topology.device.type == "cuda"
     return pl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",

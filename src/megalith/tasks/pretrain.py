@@ -1,0 +1,220 @@
+"""`megalith pretrain gpt`: from a checked configuration to a trained model and an exit code.
+
+    pretrain_parts.prepare ─▶ folder, saver, loggers ─▶ training.trainer.fit ─▶ exit code
+
+Knows the order of the steps, and what a person is told. The steps themselves live in the packages below.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from megalith.checkpoint.native import Checkpointer
+from megalith.checkpoint.retention import Policy, Retention
+from megalith.config.compose import Composed
+from megalith.engine.metrics import device_name
+from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS, ConfigError, Problem
+from megalith.models.family import describe
+from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_parts import Parts, prepare
+from megalith.training.checkpointing import SaveTimes
+from megalith.training.experiment import log_files, open_folder
+from megalith.training.loggers import log_configuration, make_loggers
+from megalith.training.progress import ProgressDisplay, thousands
+from megalith.training.saving import Saver
+from megalith.training.stopping import StopRequest
+from megalith.training.trainer import Batches, LoopSettings, Outcome, Run, fit
+
+logger = logging.getLogger(__name__)
+
+
+def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None) -> int:
+    """Train as configured, or go on with what was begun. → exit code: 0 done, 3 stopped by a signal after saving.
+
+    Errors: `MegalithError`s for everything that the user can mend.
+    """
+    console = console or Console()
+    config = composed.config
+    stop = StopRequest(config.trainer.max_seconds)
+    parts = prepare(composed, lambda text: _tell(console, text))
+    with ExitStack() as stack:
+        if not config.trainer.fast_dev_run:
+            _open(parts, stack, console)
+        for line in summary(parts):
+            _tell(console, line)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megalith-")))
+        outcome = _train(parts, console, stop, scratch)
+        return _finish(parts, outcome, console)
+
+
+def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
+    """Make the run's folder ready, and log into it."""
+    notices = open_folder(
+        parts.experiment,
+        config_yaml=parts.composed.yaml(),
+        files=parts.config.exp_manager.files_to_copy or (),
+        step=parts.engine.step,
+    )
+    stack.enter_context(
+        log_files(parts.experiment.folder, say=lambda text: console.print(text, markup=False, soft_wrap=True))
+    )
+    for notice in notices:
+        _tell(console, notice)
+
+
+def _train(parts: Parts, console: Console, stop: StopRequest, scratch: Path) -> Outcome:
+    config, engine, experiment = parts.config, parts.engine, parts.experiment
+    trial = int(config.trainer.fast_dev_run)
+    saver = make_saver(parts, scratch)
+    if parts.start.kind == "weights" and parts.start.folder:
+        saver.load_weights(parts.start.folder)
+    loggers = [] if trial else make_loggers(
+        config.exp_manager, experiment.folder, name=experiment.name, step=engine.step
+    )  # fmt: skip
+    log_configuration(loggers, parts.composed.resolved)
+    settings = loop_settings(config, engine.step)
+    display = ProgressDisplay(
+        total=settings.max_steps, console=console, bar=config.trainer.enable_progress_bar
+    )
+    validation, test = parts.data.validation(), parts.data.test()
+    made = Run(
+        engine=engine,
+        saver=saver,
+        meter=parts.meter,
+        train=Batches(lambda: parts.data.training(engine.consumed_samples)),
+        validation=Batches(validation) if validation else None,
+        test=Batches(test) if test else None,
+        folder=experiment.folder,
+        loggers=loggers,
+        sinks=[] if trial else [experiment.metrics.write],
+        display=display,
+        announce=(lambda text: _tell(console, text))
+        if config.exp_manager.checkpoint_callback_params.verbose
+        else None,
+    )
+    resume = parts.start.folder if parts.start.kind == "resume" else None
+    return fit(made, settings, resume=resume, stop=stop)
+
+
+def make_saver(parts: Parts, scratch: Path) -> Saver:
+    """Saves into the run's checkpoints folder; `scratch` holds the tokenizer's files meanwhile."""
+    params = parts.config.exp_manager.checkpoint_callback_params
+    parts.tokenizer.save(scratch)
+    checkpointer = Checkpointer(
+        parts.experiment.checkpoints,
+        parts.machine.topology,
+        asynchronous=params.asynchronous,
+        retention=Retention(_policy(parts.config, parts.experiment.name)),
+    )
+    extra = {
+        **describe("gpt", parts.architecture),
+        "tokenizer": {"type": parts.tokenizer.type, "hash": parts.tokenizer.hash()},
+        "data_plan": parts.data.streams.state(),
+        "origin": parts.start.origin,
+    }
+    saver = Saver(
+        parts.engine, checkpointer, config_yaml=parts.composed.yaml(), tokenizer=scratch, extra=extra
+    )
+    saver.verified = parts.start.folder
+    return saver
+
+
+def _policy(config: PretrainGPTConfig, name: str) -> Policy:
+    params = config.exp_manager.checkpoint_callback_params
+    validates = config.trainer.val_check_interval and config.trainer.limit_val_batches
+    monitor = params.monitor if validates or params.monitor != "val_loss" else None
+    field = f"{{{monitor}:.4f}}-" if monitor else ""
+    try:
+        return Policy(
+            monitor=monitor,
+            mode=params.mode,
+            save_top_k=params.save_top_k,
+            save_last=params.save_last,
+            keep_every_n_steps=params.keep_every_n_steps,
+            filename=params.filename or f"{name}--{field}{{step}}",
+            drop_optimizer=params.drop_optimizer,
+        )
+    except ValueError as error:
+        where = "exp_manager.checkpoint_callback_params"
+        raise ConfigError([Problem(where, str(error), "as megatron_gpt--{val_loss:.2f}-{step}")]) from error
+
+
+def loop_settings(config: PretrainGPTConfig, step: int = 0) -> LoopSettings:
+    """When things happen in this run. `fast_dev_run`: a few steps and no files."""
+    trainer, manager = config.trainer, config.exp_manager
+    params, trial = manager.checkpoint_callback_params, int(trainer.fast_dev_run)
+    validate = trainer.val_check_interval if trainer.limit_val_batches else None
+    saves = SaveTimes(steps=params.every_n_train_steps or None, seconds=params.interval_seconds)
+    last = min(step + trial, trainer.max_steps) if trial else trainer.max_steps
+    return LoopSettings(
+        max_steps=last,
+        log_every=1 if trial else trainer.log_every_n_steps,
+        validate_every=last if trial and validate else validate,
+        save=saves if manager.create_checkpoint_callback and not trial else None,
+        max_seconds=trainer.max_seconds,
+        profiler=trainer.profiler,
+        lightning={"detect_anomaly": trainer.detect_anomaly, "benchmark": trainer.benchmark},
+    )
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    logger.info(text)
+
+
+def summary(parts: Parts) -> list[str]:
+    """What this run is, in a few lines."""
+    config, engine, machine, shape = parts.config, parts.engine, parts.machine, parts.architecture
+    model, steps = config.model, config.trainer.max_steps
+    count = sum(p.numel() for p in engine.parameters.values())
+    known = parts.meter.peak
+    begin = {
+        "fresh": "from new weights",
+        "weights": f"from the weights of {parts.start.folder}",
+        "resume": f"going on from step {engine.step}: {parts.start.folder}",
+    }[parts.start.kind]
+    return [
+        f"model      {shape.num_layers} layers, width {shape.hidden_size}, {shape.num_attention_heads} heads, "
+        f"vocabulary {shape.vocab_size:,}: {count:,} parameters",
+        f"machine    {device_name(machine.topology.device)}; precision {machine.precision}; compile {machine.compile}",
+        *(f"{line}" for line in parts.data.streams.summary()),
+        f"steps      {steps:,} of {model.global_batch_size} samples of {model.encoder_seq_length} tokens "
+        f"({thousands(model.batch_schedule.consumed_at(steps) * model.encoder_seq_length)} tokens)",
+        f"speed      {parts.meter.flops_per_token:.3g} FLOPs a token; "
+        + (
+            f"MFU against {known.tflops:g} TFLOP/s ({known.source})"
+            if known
+            else "no MFU: the peak is not known"
+        ),
+        f"folder     {parts.experiment.folder}",
+        f"start      {begin}",
+    ]
+
+
+def _finish(parts: Parts, outcome: Outcome, console: Console) -> int:
+    steps, found = parts.config.trainer.max_steps, outcome.validation
+    where = f"step {outcome.step} of {steps}"
+    if outcome.stopped:
+        _tell(
+            console,
+            f"{outcome.stopped}: stopped after saving at {where}; the same command goes on from there",
+        )
+        return EXIT_STOPPED
+    if outcome.out_of_time:
+        _tell(console, f"trainer.max_time is over: saved at {where}; the same command goes on from there")
+    elif parts.start.kind == "resume" and parts.start.state.get("step") == outcome.step:
+        _tell(console, f"nothing to do: the run is at {where} already; a larger trainer.max_steps goes on")
+    else:
+        measured = f", validation loss {found.loss:.4f}, perplexity {found.perplexity:.2f}" if found else ""
+        _tell(console, f"done: {where}{measured}")
+        if outcome.test:
+            _tell(console, f"test loss {outcome.test.loss:.4f}, perplexity {outcome.test.perplexity:.2f}")
+    return EXIT_SUCCESS

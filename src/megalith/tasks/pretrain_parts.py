@@ -1,0 +1,194 @@
+"""Everything of a pretraining run before its loop: machine, tokenizer, folder, start, data, model, engine.
+
+    config ─ tokenizer ─ folder, start ─ data plan ─ model, engine
+                          └ state of the checkpoint ┘
+
+Writes nothing but the data's index cache. Knows the configuration; knows no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megalith.checkpoint.native import read_state
+from megalith.config.compose import Composed
+from megalith.engine.engine import Engine
+from megalith.engine.metrics import device_name, flops_per_token, matrix_parameters, peak
+from megalith.errors import CheckpointError
+from megalith.models.config import ModelConfig
+from megalith.models.family import ARCHITECTURE
+from megalith.models.gpt import GPT
+from megalith.optim.scaler import make_scaler
+from megalith.parallel.apply import build
+from megalith.parallel.memory import Recompute
+from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_data import Data, open_data
+from megalith.tokenizers.base import Tokenizer
+from megalith.tokenizers.load import load_tokenizer
+from megalith.topology.determinism import make_deterministic, seed_process
+from megalith.topology.hardware import Decision, resolve_compile, resolve_precision
+from megalith.topology.topology import Topology
+from megalith.training.experiment import Experiment, choose_folder
+from megalith.training.metrics import Meter
+from megalith.training.starting import Start, choose_start
+
+FREE_TO_CHANGE = {
+    "attention_core", "attention_dropout", "hidden_dropout", "init_method_std", "use_scaled_init_method",
+    "make_vocab_size_divisible_by", "max_position_embeddings",
+}  # fmt: skip
+"""Fields that a loaded model need not share with its checkpoint; where they change a tensor's shape, loading says so."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and in what numbers the run computes."""
+
+    topology: Topology
+    precision: Decision
+    compile: Decision
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything of a run before its loop."""
+
+    composed: Composed[PretrainGPTConfig]
+    tokenizer: Tokenizer
+    architecture: ModelConfig
+    experiment: Experiment
+    start: Start
+    machine: Machine
+    meter: Meter
+    data: Data
+    engine: Engine
+
+    @property
+    def config(self) -> PretrainGPTConfig:
+        return self.composed.config
+
+
+def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]) -> Parts:
+    """Everything that can go wrong before the first step, and nothing written yet but the data's index cache."""
+    config = composed.config
+    topology = Topology.single(_device(config))
+    _settle_process(config)
+    tokenizer = load_tokenizer(config.model.tokenizer)
+    architecture = config.model.architecture(tokenizer.vocab_size)
+    experiment = choose_folder(config.exp_manager)
+    start = choose_start(
+        experiment.checkpoints,
+        resume_if_exists=config.exp_manager.resume_if_exists,
+        ignore_no_checkpoint=config.exp_manager.resume_ignore_no_checkpoint,
+        resume_from=config.model.resume_from_checkpoint,
+        init_from=config.init_from,
+    )
+    for text in start.notices:
+        notice(text)
+    state = start.state
+    if start.folder is not None:
+        _check_same_model(start.folder, architecture, tokenizer)
+    consumed = int(state.get("consumed_samples", 0))
+    data = open_data(
+        config, tokenizer, topology, vocab_size=architecture.vocab_size, stored=state.get("data_plan"),
+        step=int(state.get("step", 0)), consumed=consumed, notice=notice,
+    )  # fmt: skip
+    machine, meter = _machine(config, architecture, topology)
+    engine = _engine(config, architecture, machine)
+    if start.kind == "resume":  # the tensors follow when the loop starts; the counters are needed before
+        engine.load_state_dict(state)
+    return Parts(composed, tokenizer, architecture, experiment, start, machine, meter, data, engine)
+
+
+def _device(config: PretrainGPTConfig) -> str:
+    trainer = config.trainer
+    if trainer.accelerator in ("gpu", "cuda"):
+        index = trainer.devices[0] if isinstance(trainer.devices, list) else 0
+        return f"cuda:{index}"
+    if trainer.accelerator == "auto" and isinstance(trainer.devices, list):
+        return f"cuda:{trainer.devices[0]}"
+    return trainer.accelerator
+
+
+def _settle_process(config: PretrainGPTConfig) -> None:
+    trainer = config.trainer
+    seed_process(config.model.seed)
+    if trainer.deterministic == "warn":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    elif trainer.deterministic:
+        make_deterministic()
+    if trainer.benchmark is not None:
+        torch.backends.cudnn.benchmark = trainer.benchmark
+
+
+def _check_same_model(folder: Path, architecture: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The weights of a checkpoint mean something only in the model and the vocabulary that they were trained in."""
+    state = read_state(folder)
+    saved = state.get(ARCHITECTURE, {}).get("config", {})
+    now = architecture.model_dump(mode="json")
+    lines = [
+        f"model.{key}: {saved[key]} in the checkpoint, {now[key]} here"
+        for key in now
+        if key in saved and key not in FREE_TO_CHANGE and saved[key] != now[key]
+    ]
+    known = state.get("tokenizer", {}).get("hash")
+    if known and known != tokenizer.hash():
+        lines.append(
+            f"model.tokenizer: another one ({known[:12]} in the checkpoint, {tokenizer.hash()[:12]} here)"
+        )
+    if lines:
+        raise CheckpointError(
+            "\n    ".join(["it holds another model", *lines]),
+            where=str(folder),
+            fix="set these keys to the checkpoint's values (its config.yaml), or begin a run without it",
+        )
+
+
+def _machine(
+    config: PretrainGPTConfig, architecture: ModelConfig, topology: Topology
+) -> tuple[Machine, Meter]:
+    model, steps = config.model, config.trainer.max_steps
+    precision = resolve_precision(config.trainer.precision, topology.device)
+    with torch.device("meta"):
+        parameters = matrix_parameters(GPT(architecture))
+    per_token = flops_per_token(
+        matrix_parameters=parameters,
+        layers=architecture.num_layers,
+        attention_width=architecture.num_attention_heads * architecture.head_dim,
+        length=model.encoder_seq_length,
+    )
+    planned = per_token * model.encoder_seq_length * model.batch_schedule.consumed_at(steps)
+    compiled = resolve_compile(model.compile, topology.device, planned_flops=planned)
+    meter = Meter(per_token, peak(device_name(topology.device), precision.value))
+    return Machine(topology, precision, compiled), meter
+
+
+def _engine(config: PretrainGPTConfig, architecture: ModelConfig, machine: Machine) -> Engine:
+    model = config.model
+    recompute = Recompute.from_keys(
+        model.activations_checkpoint_granularity,
+        model.activations_checkpoint_method,
+        model.activations_checkpoint_num_layers,
+    )
+    precision = machine.precision.value
+    stages = build(
+        GPT, architecture, machine.topology,
+        seed=model.seed, precision=precision, compile=machine.compile.on, recompute=recompute,
+    )  # fmt: skip
+    scaler = make_scaler(
+        precision,
+        constant=model.loss_scale,
+        initial=model.initial_loss_scale,
+        growth_interval=model.loss_scale_growth_interval,
+        hysteresis=model.hysteresis,
+        minimum=model.min_loss_scale,
+    )
+    return Engine(
+        stages, machine.topology,
+        optim=model.optim, schedule=config.schedule, seed=model.seed, micro_batch_size=model.micro_batch_size,
+        precision=precision, clip=config.trainer.gradient_clip_val or 0.0, max_skipped=model.max_skipped,
+        loss_average=model.compat.loss_average, scaler=scaler,
+    )  # fmt: skip
