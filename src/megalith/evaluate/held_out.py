@@ -31,7 +31,7 @@ def from_plan(state: Mapping[str, Any], split: str, *, where: str) -> HeldOut:
 
     Errors: `CheckpointError` when the plan has no such split, `DataError` when its files are gone or have changed.
     """
-    plans = state.get("data") or {}
+    plans = state.get("data_plan") or {}
     if split not in plans:
         known = ", ".join(plans) or "none"
         raise CheckpointError(
