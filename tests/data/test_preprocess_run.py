@@ -295,7 +295,7 @@ def test_bad_long_lines_are_rejected_and_leave_no_trace(folder, tokenizer, small
     bad = {
         b'{"text": "' + body + b'\xff"}': "invalid UTF-8",
         b'{"text": "' + body + b"\\ud800" + body + b'"}': "lone surrogate",
-        b'{"text": "' + body + b'\\x"}': "bad escape",
+        b'{"text": "' + body + b'\\x"}': "invalid escape",
         b'{"text": "' + body: "without its end",
         b'{"text": "' + body + b'"': "the line ends early",
         b'{"title": "' + body + b'"}': "no key 'text'",

@@ -173,9 +173,7 @@ class Feed:
         while not ended:
             slot = self._take_slot()
             view = self._shared.input(slot)
-            length = stream.fill(view)
-            ended = length < len(view)
-            end = length if ended else _last_record(view, cut)
+            length, end, ended = self._fill(stream, view, cut)
             if end or ended:
                 stream.push_back(bytes(view[end:length]))
                 job = self._job(number, (start, start + end), stream.position, last=ended)
@@ -189,6 +187,18 @@ class Feed:
                 job.spill = str(path)
             yield job
             start = job.stop
+
+    def _fill(self, stream: ByteStream, view: memoryview, cut: Cut) -> tuple[int, int, bool]:
+        """A block of the stream, or a whole slot if no record ends in a block: (bytes read, those of whole records, ended)."""
+        length = end = 0
+        for size in (min(self._block_bytes, len(view)), len(view)):
+            length += stream.fill(view[length:size])
+            if length < size:
+                return length, length, True
+            end = _last_record(view[:size], cut)
+            if end:
+                break
+        return length, end, False
 
     def _take_slot(self) -> int:
         slot = self._free.get()

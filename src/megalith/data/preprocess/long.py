@@ -178,7 +178,8 @@ def _decoded(body: bytes) -> bytes:
     except UnicodeDecodeError:
         raise BadRecord("invalid UTF-8 in a string") from None
     except msgspec.DecodeError as error:
-        raise BadRecord("malformed JSON: " + str(error).removeprefix("JSON is malformed: ")) from None
+        what = str(error).removeprefix("JSON is malformed: ").partition(" (byte")[0]
+        raise BadRecord("malformed JSON: " + what) from None
 
 
 def _whole_characters(data: bytes) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -74,17 +75,26 @@ class Pipeline:
 
     def run(self, progress: Progress) -> None:
         """Raises `Disagreement`, `TooManyRejected` once most lines are bad, and every error of feed, workers and store."""
-        while not self._feed.finished or self._orders:
-            self._hand_out()
-            self._settle(block=False)
-            also = None if self._feed.finished or min(self._load) >= _JOBS_AHEAD else self._feed
-            for worker, message in self._pool.messages(also, _WAIT_SECONDS):
-                assert isinstance(message, Chunk | NeedTurn | Done)
-                self._by_number[message.job].messages.append(message)
-                self._load[worker] -= isinstance(message, Done)
-            while self._orders and self._advance(self._orders[0], progress):
-                self._orders.popleft()
+        try:
+            while not self._feed.finished or self._orders:
+                self._turn(progress)
+        except MegalithError:
+            with suppress(MegalithError, Disagreement):  # what is finished is worth keeping
+                self._settle(block=True)
+            raise
         self._settle(block=True)
+
+    def _turn(self, progress: Progress) -> None:
+        """Hand out, listen, write."""
+        self._hand_out()
+        self._settle(block=False)
+        also = None if self._feed.finished or min(self._load) >= _JOBS_AHEAD else self._feed
+        for worker, message in self._pool.messages(also, _WAIT_SECONDS):
+            assert isinstance(message, Chunk | NeedTurn | Done)
+            self._by_number[message.job].messages.append(message)
+            self._load[worker] -= isinstance(message, Done)
+        while self._orders and self._advance(self._orders[0], progress):
+            self._orders.popleft()
 
     def _settle(self, *, block: bool) -> None:
         """Hear the checker's verdict, if it is there."""

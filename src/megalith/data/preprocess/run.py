@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,6 +164,9 @@ class _Run:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 samples = first_documents(self._sources, self._options.keys)
                 notice = disagreement(encoder, self._tokenizer, samples, limit=_CHECKED_BYTES)
+            except BaseException as error:
+                notice = f"fast tokenizer off: it could not be checked ({error!r})"
+            try:
                 send(connection, Failed(notice, "", ""))
             finally:
                 os._exit(0)
@@ -253,9 +256,8 @@ class _Run:
 def first_documents(sources: Sequence[Source], keys: tuple[str, ...], size: int = 1 << 18) -> list[bytes]:
     """Documents at the start of the first source that has any, good enough to try a tokenizer on."""
     for source in sources:
-        stream = ByteStream(source)
-        with closing(stream):
-            head = memoryview(bytearray(size))
+        head = memoryview(bytearray(size))
+        with suppress(DataError), closing(ByteStream(source)) as stream:  # the run itself reports it
             head = head[: stream.fill(head)]
         parser = TextLines() if source.text else JsonLines(keys)
         found = [
