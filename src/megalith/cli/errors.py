@@ -6,6 +6,7 @@ import platform
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,13 @@ def show_error(error: MegalithError) -> None:
     _print(console, Text.assemble(("✗ ", "bold red"), _line(error.problem)))
     if error.problem.fix:
         _print(console, _fix(error.problem.fix), indent=4)
+
+
+def show_notices(notices: Sequence[str]) -> None:
+    """What the user should know although nothing is wrong: one line each, on stderr."""
+    console = _console()
+    for notice in notices:
+        _print(console, Text.assemble(("! ", "bold yellow"), notice))
 
 
 def report_bug(bug: Exception, *, show: bool) -> int:

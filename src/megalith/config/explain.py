@@ -62,6 +62,9 @@ def explain(root: type[Section], question: str, gathered: Gathered) -> Explanati
     info = _field_at(root, path)
     if info is not None:
         return Explanation(found=_help(path, info, values, gathered.merged))
+    leaf = [key for key, _ in fields_of(root) if path and key[-1:] == path]
+    if len(leaf) == 1:
+        return explain(root, dotted(leaf[0]), gathered)
     note = _foreign(root, path)
     if note:
         return Explanation(foreign=note)

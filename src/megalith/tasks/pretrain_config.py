@@ -56,10 +56,6 @@ class CompatConfig(Section):
         "A step's loss is the mean over its tokens; micro_batches: Megatron's mean of the means of micro-batches, which "
         "depends on the layout.",
     )
-    eod_sense: Literal["input", "target"] = setting(
-        "input",
-        "Which target data.eod_mask_loss drops: the one behind the end-of-document token (Megatron's), or that token.",
-    )
     padded_logits: Literal["cut", "trained"] = setting(
         "cut",
         "Rows that pad the vocabulary are cut off before the loss; trained: as Megatron, whose softmax runs over them.",

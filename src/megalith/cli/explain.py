@@ -1,0 +1,126 @@
+"""`megalith explain KEY`: what a configuration key means, and where its value comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from megalith.config.explain import Explanation, KeyHelp
+
+
+def explain(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY [KEY=VALUE]…", help="a key, a section or a word; then overrides", show_default=False
+        ),
+    ] = None,
+    config_name: ConfigName = None,
+    config_path: ConfigPath = None,
+    config: ConfigFile = None,
+) -> None:
+    """What a key means: unit, type, default, its value and where that came from. A section: its keys. A word: a search.
+
+    Examples: megalith explain model.optim.lr · megalith explain exp_manager · megalith explain dropout ·
+    megalith explain model.hidden_size model.preset=gpt2-345m
+    """
+    from rich.console import Console
+
+    from megalith.config.compose import gather
+    from megalith.config.explain import explain as answer
+    from megalith.tasks.pretrain_config import PretrainGPTConfig
+
+    questions = [word for word in words or [] if _is_question(word)] or [""]
+    overrides = [word for word in words or [] if not _is_question(word)]
+    gathered = gather(
+        PretrainGPTConfig,
+        config_name=config_name,
+        config_path=config_path,
+        config_file=config,
+        overrides=overrides,
+    )
+    console = Console(highlight=False, markup=False)
+    answers = [answer(PretrainGPTConfig, question, gathered) for question in questions]
+    for i, (question, found) in enumerate(zip(questions, answers, strict=True)):
+        if i:
+            console.print()
+        _show(console, question, found)
+    if not all(_useful(found) for found in answers):
+        raise typer.Exit(2)
+
+
+def _is_question(word: str) -> bool:
+    return "=" not in word and not word.startswith("~")
+
+
+def _useful(found: Explanation) -> bool:
+    return bool(found.found or found.foreign or found.containing)
+
+
+def _show(console: Console, question: str, found: Explanation) -> None:
+    if found.found:
+        _show_key(console, found.found)
+        return
+    if found.foreign:
+        console.print(found.foreign)
+        return
+    if found.containing:
+        console.print(f'No key is called "{question}". It occurs in:')
+        _table(console, [(key.key, key.value, key.meaning) for key in found.containing])
+    else:
+        console.print(f'No key is called "{question}", and no key\'s meaning mentions it.')
+    if found.nearest:
+        console.print(f"Did you mean {' or '.join(found.nearest)}?")
+
+
+def _show_key(console: Console, key: KeyHelp) -> None:
+    from rich.text import Text
+
+    console.print(Text(key.key or "The whole configuration", "bold"))
+    console.print(f"  {key.meaning}")
+    if key.keys or key.type == "a section":
+        _table(console, list(key.keys))
+        return
+    same = key.value == key.default
+    rows = [
+        ("type", key.type),
+        ("unit", key.unit),
+        ("default", key.default),
+        (
+            "value",
+            key.value
+            + (f"   (from: {key.origin})" if key.origin != "default" else "   (the default)" * same),
+        ),
+        ("for example", ", ".join(key.examples)),
+    ]
+    for name, text in rows:
+        if text:
+            line = Text(f"  {name:<12}", "dim").append(text, "not dim")
+            console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _table(console: Console, rows: list[tuple[str, str, str]]) -> None:
+    """Name, value, meaning; plain lines where there is no terminal."""
+    from rich.table import Table
+
+    shown = [
+        (name, value if len(value) <= 32 else value[:31] + "…", meaning) for name, value, meaning in rows
+    ]
+    if not console.is_terminal:
+        wide, narrow = (max((len(row[i]) for row in shown), default=0) for i in (0, 1))
+        for name, value, meaning in shown:
+            console.print(f"  {name:<{wide}}  {value:<{narrow}}  {meaning}".rstrip(), soft_wrap=True)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True, min_width=4)
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(style="dim", ratio=1)
+    for row in shown:
+        table.add_row(*row)
+    console.print(table)
