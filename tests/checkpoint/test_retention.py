@@ -189,3 +189,15 @@ def test_what_stays_is_what_a_plain_count_says(tmp_path_factory, losses, top, ev
         present = [s for s in present if s == step or s in best or (every and s % every == 0)]
     assert left == present
     assert all(os.path.exists(root / name) for name in links(root))
+
+
+def test_latest_names_the_new_one_before_any_older_one_goes(tmp_path, monkeypatch):
+    seen = []
+    real = Retention.apply
+    monkeypatch.setattr(
+        Retention,
+        "apply",
+        lambda self, root: (seen.append((root / "latest").read_text()), real(self, root))[1],
+    )
+    run(tmp_path, Policy(save_top_k=0), 1, 2)
+    assert seen == ["step_0000001\n", "step_0000002\n"]

@@ -28,7 +28,7 @@ from megalith.checkpoint.native import load, verify
 from megalith.checkpoint.open import resolve
 from megalith.checkpoint.retention import Policy
 
-POLICY = Policy(save_top_k=1, filename=TEMPLATE, drop_optimizer=True)
+POLICY = Policy(save_top_k=1, keep_every_n_steps=2, filename=TEMPLATE, drop_optimizer=True)
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link")
 AGAIN = 1_000_000
 """Added to the seed of a step that is saved a second time, so that its two contents differ."""
@@ -73,6 +73,11 @@ def judge(root: Path, acknowledged: int) -> int:
     assert same(live, tensors_of(state["seed"])), f"{folder} holds the numbers of another step"
     assert state["step"] >= acknowledged, f"step {acknowledged} was saved, {folder} is what is found"
     assert resolve(root) is not None
+    named = [str(p.readlink()) for p in root.iterdir() if p.is_symlink()] + [
+        (root / "latest").read_text().strip()
+    ]
+    for name in named:
+        assert (root / name).is_dir() or (root / f"{name}.old").is_dir(), f"{name} is named, and not there"
     return state["seed"]
 
 
@@ -89,10 +94,10 @@ def restart(root: Path, asynchronous: bool):
 
 
 def every(asynchronous: bool, folder: Path) -> dict[str, object]:
-    """One child for each event of: a save of step 3 (which drops steps), then a save of step 3 again (which replaces it)."""
+    """One child for each event of: a save of step 3 (which removes step 1 and the optimizer of step 2), then of step 3 again."""
     base = folder / "base"
     saver = checkpointer(base, policy=POLICY)
-    save(saver, 1, loss=2.0)
+    save(saver, 1, loss=1.2)
     save(saver, 2, loss=1.5)
     found: dict[int, int] = {}
     for number in range(1, 10_000):
