@@ -22,11 +22,14 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a sample comes from: file, how many-th sample of it, and the pieces of its items in order."""
+    """Where a sample comes from: file, how many-th sample of it, samples of one pass over it (0: the order is Megatron's),
+    and the pieces of its items in order, with the whole length of each item."""
 
     path: str
     index: int
+    epoch_length: int
     pieces: list[Piece]
+    item_lengths: list[int]
 
 
 class Stream:
@@ -83,7 +86,15 @@ class Stream:
         """Which file and which items sample `number` is made of."""
         sources, indexes = self.locate(np.array([number]))
         source, index = int(sources[0]), int(indexes[0])
-        return Provenance(self.plan.sources[source].path, index, self.dataset(source).pieces(index))
+        dataset = self.dataset(source)
+        pieces = dataset.pieces(index)
+        return Provenance(
+            path=self.plan.sources[source].path,
+            index=index,
+            epoch_length=dataset.order.once if dataset.order.endless else 0,
+            pieces=pieces,
+            item_lengths=[int(dataset.indexed.sizes[piece.item]) for piece in pieces],
+        )
 
     def _in_segment(self, i: int, numbers: Numbers) -> tuple[Numbers, Numbers]:
         segment: Segment = self.plan.segments[i]

@@ -36,9 +36,11 @@ class Data:
 
     def training(self, consumed: int) -> Iterator[Batch]:
         """This rank's share of every global batch from `consumed` samples on."""
-        model = self.config.model
-        stream = self.streams.train
-        return self._loader(stream, self._sampler(stream)).training(model.batch_schedule, consumed=consumed)
+        return self.training_loader().training(self.config.model.batch_schedule, consumed=consumed)
+
+    def training_loader(self) -> Loader:
+        """Reads the training split at any place."""
+        return self._loader(self.streams.train, self._sampler(self.streams.train))
 
     def validation(self) -> Callable[[], Iterator[Batch]] | None:
         """A function that starts a validation at sample 0; None when the run has none."""
