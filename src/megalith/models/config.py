@@ -7,11 +7,13 @@ depends on how or where a run trains: batch sizes, devices and parallel sizes ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from megalith.config.schema import Section, setting
+from megalith.config.schema import Section, error, setting
+from megalith.errors import Problem
 
 ActivationName = Literal[
     "gelu_tanh", "gelu_erf", "relu", "silu", "squared_relu", "geglu", "geglu_erf", "swiglu", "reglu"
@@ -130,67 +132,77 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
         if problems := self.impossible():
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     def impossible(self) -> list[str]:
-        """Every combination of fields that cannot be built, each with what would be legal."""
-        return [*self._shape_problems(), *self._position_problems(), *self._wiring_problems()]
+        """`problems` as lines, "key what is wrong: what to do"."""
+        return [f"{p.where} {p.what}" + (f": {p.fix}" if p.fix else "") for p in ModelConfig.problems(self)]
 
-    def _shape_problems(self) -> list[str]:
-        problems = []
+    def problems(self) -> Iterable[Problem]:
+        """Every combination of fields that cannot be built, each with what would be legal."""
+        yield from self._shape_problems()
+        yield from self._position_problems()
+        yield from self._wiring_problems()
+
+    def _shape_problems(self) -> Iterator[Problem]:
         width, heads, groups = self.hidden_size, self.num_attention_heads, self.kv_heads
         if self.kv_channels is None and width % heads:
-            problems.append(
-                f"hidden_size {width} does not divide into {heads} heads: num_attention_heads ∈ {divisors(width)}, "
-                "or set kv_channels"
+            yield error(
+                "hidden_size",
+                f"{width} does not divide into {heads} heads",
+                f"num_attention_heads ∈ {divisors(width)}, or set kv_channels",
             )
         if heads % groups:
-            problems.append(
-                f"num_query_groups {groups} does not divide num_attention_heads {heads}: "
-                f"num_query_groups ∈ {divisors(heads)}"
+            yield error(
+                "num_query_groups",
+                f"{groups} does not divide num_attention_heads {heads}",
+                f"num_query_groups ∈ {divisors(heads)}",
             )
-        return problems
 
-    def _position_problems(self) -> list[str]:
-        problems = []
-        kind = self.position_embedding_type
-        if kind == "rope" and (self.rotary_channels % 2 or self.rotary_channels == 0):
-            problems.append(
-                f"rotary_percentage {self.rotary_percentage:g} of {self.head_dim} channels turns {self.rotary_channels}; "
-                "the number must be even and positive"
+    def _position_problems(self) -> Iterator[Problem]:
+        kind, scaling = self.position_embedding_type, self.rotary_scaling
+        if kind == "rope" and (self.rotary_channels % 2 or not self.rotary_channels):
+            yield error(
+                "rotary_percentage",
+                f"{self.rotary_percentage:g} of {self.head_dim} channels turns {self.rotary_channels} of them",
+                "the number must be even and positive, for channels turn in pairs",
             )
-        if kind != "rope" and self.rotary_scaling is not None:
-            problems.append(f"rotary_scaling needs position_embedding_type rope, not {kind}")
-        scaling = self.rotary_scaling
-        if (
-            scaling is not None
-            and scaling.type == "llama3"
-            and scaling.low_freq_factor >= scaling.high_freq_factor
-        ):
-            problems.append("rotary_scaling: low_freq_factor must be below high_freq_factor")
-        if (
-            kind == "relative"
-            and self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2
-        ):
-            problems.append(
-                f"relative_attention_max_distance {self.relative_attention_max_distance} must be above half of "
-                f"relative_attention_num_buckets {self.relative_attention_num_buckets}"
+        if kind != "rope" and scaling is not None:
+            yield error(
+                "rotary_scaling", f"does nothing with {kind} positions", "position_embedding_type rope"
             )
-        return problems
+        if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
+            yield error(
+                "rotary_scaling",
+                f"low_freq_factor {scaling.low_freq_factor:g} is not below high_freq_factor "
+                f"{scaling.high_freq_factor:g}",
+                "Llama 3.1 has 1 and 4",
+            )
+        buckets, longest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if kind == "relative" and longest <= buckets // 2:
+            yield error(
+                "relative_attention_max_distance",
+                f"{longest} is not above half of relative_attention_num_buckets {buckets}",
+                f"at least {buckets // 2 + 1}",
+            )
 
-    def _wiring_problems(self) -> list[str]:
-        problems = []
+    def _wiring_problems(self) -> Iterator[Problem]:
+        core = self.attention_core
         if self.transformer_block_type == "post_ln" and self.apply_residual_connection_post_layernorm:
-            problems.append("apply_residual_connection_post_layernorm is for pre_ln; post_ln has one wiring")
-        if self.attention_dropout > 0 and self.attention_core in ("sdpa", "flex"):
-            problems.append(
-                f"attention_core {self.attention_core} cannot drop probabilities by key: "
-                "use attention_core auto or eager, or attention_dropout 0"
+            yield error(
+                "apply_residual_connection_post_layernorm",
+                "is a wiring of pre_ln, post_ln has one wiring only",
+                "transformer_block_type pre_ln, or false",
             )
-        if self.position_embedding_type == "relative" and self.attention_core == "flex":
-            problems.append("attention_core flex has no relative bias: use auto, sdpa or eager")
-        return problems
+        if self.attention_dropout > 0 and core in ("sdpa", "flex"):
+            yield error(
+                "attention_core",
+                f"{core} cannot drop attention probabilities by key (attention_dropout {self.attention_dropout:g})",
+                "attention_core auto or eager, or attention_dropout 0",
+            )
+        if self.position_embedding_type == "relative" and core == "flex":
+            yield error("attention_core", "flex cannot add a relative bias", "auto, sdpa or eager")
 
     @property
     def kv_heads(self) -> int:
