@@ -57,6 +57,7 @@ class SchedConfig(Section):
         "reduce_on_plateau": refused("no schedule here watches a metric"),
         "hold_steps": refused("a plateau at the peak is not built; constant_steps is a tail at min_lr"),
         "constant_ratio": refused("give the tail in steps: constant_steps"),
+        "max_steps": ignored("trainer.max_steps is the length of the run, as in NeMo"),
         "iters_per_batch": ignored("schedules count steps"),
         "args": ignored("the keys of the schedule stand beside its name"),
     }
@@ -89,12 +90,6 @@ class SchedConfig(Section):
     by: Unit | None = setting(
         None,
         "What Megatron's shapes count. Default: the unit of the warmup_* and decay_* keys given, else steps.",
-    )
-    max_steps: int | None = setting(
-        None,
-        "Length of the run as the curve sees it; trainer.max_steps wins where it is set.",
-        unit="steps",
-        gt=0,
     )
     power: float = setting(1.0, "PolynomialDecayAnnealing only: the exponent.", gt=0)
     cycle: bool = setting(False, "PolynomialDecayAnnealing only: start again at the end of the decay.")

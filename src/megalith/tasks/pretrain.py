@@ -24,7 +24,7 @@ from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_parts import Parts, prepare
 from megalith.training.checkpointing import SaveTimes
 from megalith.training.experiment import log_files, open_folder
-from megalith.training.loggers import log_configuration, make_loggers
+from megalith.training.loggers import check_loggers, log_configuration, make_loggers
 from megalith.training.progress import ProgressDisplay, thousands
 from megalith.training.saving import Saver
 from megalith.training.stopping import StopRequest
@@ -41,6 +41,8 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
     console = console or Console()
     config = composed.config
     stop = StopRequest(config.trainer.max_seconds)
+    check_loggers(config.exp_manager)
+    retention = Retention(policy(config))
     parts = prepare(composed, lambda text: _tell(console, text))
     with ExitStack() as stack:
         if not config.trainer.fast_dev_run:
@@ -48,7 +50,8 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
         for line in summary(parts):
             _tell(console, line)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megalith-")))
-        outcome = _train(parts, console, stop, scratch)
+        saver = make_saver(parts, retention, scratch)
+        outcome = _train(parts, saver, console, stop)
         return _finish(parts, outcome, console)
 
 
@@ -67,10 +70,9 @@ def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
         _tell(console, notice)
 
 
-def _train(parts: Parts, console: Console, stop: StopRequest, scratch: Path) -> Outcome:
+def _train(parts: Parts, saver: Saver, console: Console, stop: StopRequest) -> Outcome:
     config, engine, experiment = parts.config, parts.engine, parts.experiment
     trial = int(config.trainer.fast_dev_run)
-    saver = make_saver(parts, scratch)
     if parts.start.kind == "weights" and parts.start.folder:
         saver.load_weights(parts.start.folder)
     loggers = [] if trial else make_loggers(
@@ -101,7 +103,7 @@ def _train(parts: Parts, console: Console, stop: StopRequest, scratch: Path) -> 
     return fit(made, settings, resume=resume, stop=stop)
 
 
-def make_saver(parts: Parts, scratch: Path) -> Saver:
+def make_saver(parts: Parts, retention: Retention, scratch: Path) -> Saver:
     """Saves into the run's checkpoints folder; `scratch` holds the tokenizer's files meanwhile."""
     params = parts.config.exp_manager.checkpoint_callback_params
     parts.tokenizer.save(scratch)
@@ -109,7 +111,7 @@ def make_saver(parts: Parts, scratch: Path) -> Saver:
         parts.experiment.checkpoints,
         parts.machine.topology,
         asynchronous=params.asynchronous,
-        retention=Retention(_policy(parts.config, parts.experiment.name)),
+        retention=retention,
     )
     extra = {
         **describe("gpt", parts.architecture),
@@ -124,7 +126,8 @@ def make_saver(parts: Parts, scratch: Path) -> Saver:
     return saver
 
 
-def _policy(config: PretrainGPTConfig, name: str) -> Policy:
+def policy(config: PretrainGPTConfig) -> Policy:
+    """Which checkpoints stay, and their names. Errors: `ConfigError` for a template that cannot be one."""
     params = config.exp_manager.checkpoint_callback_params
     validates = config.trainer.val_check_interval and config.trainer.limit_val_batches
     monitor = params.monitor if validates or params.monitor != "val_loss" else None
@@ -136,7 +139,7 @@ def _policy(config: PretrainGPTConfig, name: str) -> Policy:
             save_top_k=params.save_top_k,
             save_last=params.save_last,
             keep_every_n_steps=params.keep_every_n_steps,
-            filename=params.filename or f"{name}--{field}{{step}}",
+            filename=params.filename or f"{config.exp_manager.name or 'default'}--{field}{{step}}",
             drop_optimizer=params.drop_optimizer,
         )
     except ValueError as error:

@@ -35,8 +35,9 @@ class Data:
     notice: Notice
 
     def training(self, consumed: int) -> Iterator[Batch]:
-        """This rank's share of every global batch from `consumed` samples on."""
-        return self.training_loader().training(self.config.model.batch_schedule, consumed=consumed)
+        """This rank's share of every global batch from `consumed` samples to the end of the run."""
+        schedule, end = self.config.model.batch_schedule, self.streams.train.plan.samples
+        return self.training_loader().training(schedule, consumed=consumed, end=end)
 
     def training_loader(self) -> Loader:
         """Reads the training split at any place."""

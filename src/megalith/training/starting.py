@@ -10,7 +10,7 @@ A path that the user typed and that leads nowhere is an error, never a fresh sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,17 +21,16 @@ from megalith.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Start:
-    """`folder` has been verified. `origin` goes into the run's checkpoints, so that a later start knows what this one did."""
+    """`folder` has been verified. `origin` goes into the run's checkpoints, so that a later start knows what this one did.
+
+    `state` is `state.json` of the checkpoint that the run goes on from; empty for a run that begins.
+    """
 
     kind: Literal["fresh", "resume", "weights"]
     folder: Path | None
     origin: dict[str, str]
     notices: tuple[str, ...] = ()
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """`state.json` of the checkpoint that the run goes on from; empty for a run that begins."""
-        return read_state(self.folder) if self.kind == "resume" and self.folder else {}
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 def choose_start(
@@ -53,7 +52,8 @@ def choose_start(
     asked = _origin(resume_from, init_from)
     own, notices = newest_verified(checkpoints) if resume_if_exists else (None, [])
     if own is not None:
-        before = read_state(own).get("origin", {})
+        state = read_state(own)
+        before = state.get("origin", {})
         if init_from and before != asked:
             raise CheckpointError(
                 f"this run has checkpoints already, and did not begin with the weights of {init_from}",
@@ -61,7 +61,7 @@ def choose_start(
                 fix="another exp_manager.name for a new run; without model.init_from to go on with this one",
             )
         if not resume_from or before == asked:
-            return Start("resume", own, before, tuple(notices))
+            return Start("resume", own, before, tuple(notices), state)
     elif notices and not (resume_from or init_from):
         raise CheckpointError(
             "\n    ".join(["no checkpoint of this run is whole", *notices]),
@@ -69,7 +69,8 @@ def choose_start(
             fix="give the run another exp_manager.name to begin anew, or model.resume_from_checkpoint",
         )
     if resume_from:
-        return Start("resume", _whole(resume_from), asked, tuple(notices))
+        folder = _whole(resume_from)
+        return Start("resume", folder, asked, tuple(notices), read_state(folder))
     if init_from:
         return Start("weights", _whole(init_from), asked, tuple(notices))
     if resume_if_exists and not ignore_no_checkpoint:

@@ -1,0 +1,67 @@
+"""A corpus of a few hundred lines that follow a pattern, its tokenizer and token files, and the smallest run on them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from megalith.config.compose import compose
+from megalith.data.indexed.builder import IndexedWriter
+from megalith.tasks.pretrain import run
+from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tokenizers.train import TrainingOptions, train_bpe, write_trained
+
+LENGTH, BATCH = 16, 4
+
+
+def make_corpus(folder: Path) -> Path:
+    """Tokenizer in `tok/`, token files `nano.bin|idx`."""
+    texts = [" ".join(f"w{(i * 7 + d * 3) % 23:02d}" for i in range(10 + d % 40)) for d in range(200)]
+    tokenizer = train_bpe(texts, TrainingOptions(vocab_size=290))
+    write_trained(tokenizer, folder / "tok")
+    with IndexedWriter(folder / "nano", np.uint16) as writer:
+        for ids in tokenizer.encode_batch(texts):
+            writer.add_item([*ids, tokenizer.eod])
+            writer.end_document()
+        writer.finish()
+    return folder
+
+
+def overrides(corpus: Path, folder: Path, *more: str, steps: int = 12) -> list[str]:
+    return [
+        "model.num_layers=2", "model.hidden_size=16", "model.num_attention_heads=2", "model.ffn_hidden_size=32",
+        f"model.encoder_seq_length={LENGTH}", "model.micro_batch_size=2", f"model.global_batch_size={BATCH}",
+        f"model.data.data_prefix=[{corpus}/nano]", "model.data.splits_string='80,10,10'", "model.data.num_workers=1",
+        f"model.data.index_mapping_dir={corpus}/index",
+        f"model.tokenizer.file={corpus}/tok/tokenizer.json",
+        "model.optim.lr=1e-2", "model.optim.sched.name=constant", "model.optim.sched.warmup_steps=2",
+        "model.optim.sched.min_lr=0", "model.optim.sched.constant_steps=0", "trainer.accelerator=cpu", "trainer.precision=32",
+        f"trainer.max_steps={steps}", "trainer.val_check_interval=4", "trainer.limit_val_batches=2",
+        "trainer.log_every_n_steps=1", "exp_manager.create_tensorboard_logger=false",
+        f"exp_manager.explicit_log_dir={folder}", *more,
+    ]  # fmt: skip
+
+
+def pretrain(corpus: Path, folder: Path, *more: str, steps: int = 12) -> tuple[int, str]:
+    """Exit code and what was printed."""
+    text = io.StringIO()
+    composed = compose(PretrainGPTConfig, overrides=overrides(corpus, folder, *more, steps=steps))
+    return run(composed, console=Console(file=text, width=300)), text.getvalue()
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path, key: str = "train_loss") -> dict[int, float]:
+    found = [(row["step"], row[key]) for row in rows(folder) if key in row]
+    assert len(found) == len(dict(found)), "a step was logged twice"
+    return dict(found)
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [int(p.name[5:]) for p in sorted((folder / "checkpoints").glob("step_*"))]
