@@ -89,7 +89,8 @@ def global_counts(local: list[dict[str, torch.Tensor]], topology: Topology) -> d
     """Targets of each term over all micro-batches of all data ranks."""
     names = list(local[0])
     total = torch.stack([torch.stack([counts[name] for counts in local]).sum() for name in names])
-    total = topology.sum(total.to(topology.device), "replicate", "shard", "context")
+    if topology.mesh is not None:  # a group reduces where the model is; alone, the count never leaves the CPU
+        total = topology.sum(total.to(topology.device), "replicate", "shard", "context")
     return dict(zip(names, total.tolist(), strict=True))
 
 
