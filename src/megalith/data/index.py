@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 _BLOCK = 1 << 15
-"""Items walked at once: the buffers stay in the processor's cache."""
+"""Items, and about so many rows, walked at once: the buffers stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def sample_rows(sizes: npt.NDArray, order: npt.NDArray, seq_length: int, count: 
     largest = max(len(order), int(sizes.max(initial=0)))
     rows = np.empty((count + 1, 2), np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
     start, row = 0, 0
-    for first in range(0, len(order), _BLOCK):
-        lengths = np.take(sizes, order[first : first + _BLOCK])
+    block = max(min(_BLOCK, _BLOCK * len(order) // (count + 1)), 1)
+    for first in range(0, len(order), block):
+        lengths = np.take(sizes, order[first : first + block])
         ends = start + np.cumsum(lengths, dtype=np.int64)
         start = int(ends[-1])
         after = np.minimum((ends + (seq_length - 1)) // seq_length, count + 1)  # first row behind each item
