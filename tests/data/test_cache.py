@@ -136,7 +136,7 @@ def _build_many(folder, barrier, failures):
 
 
 def test_two_processes_at_once(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     barrier, failures = context.Barrier(2), context.Queue()
     processes = [context.Process(target=_build_many, args=(tmp_path, barrier, failures)) for _ in range(2)]
     for process in processes:
