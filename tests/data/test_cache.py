@@ -41,7 +41,7 @@ def test_written_once_and_mapped_after(tmp_path):
     assert entries(tmp_path / "index") == [entry_name("a.train", KEY)]
 
 
-@pytest.mark.parametrize("change", [{"seed": 2}, {"file": "abd"}, {"epoch": 1}, {"algorithm": "test 2"}])
+@pytest.mark.parametrize("change", [{"seed": 2}, {"file": "xyz"}, {"epoch": 1}, {"algorithm": "test 2"}])
 def test_another_key_is_another_entry(tmp_path, change):
     cache = IndexCache([tmp_path], smallest=0)
     cache.get("a", KEY, 10, small)
