@@ -84,16 +84,23 @@ def fill(local: torch.Tensor, first: Sequence[int], shape: Sequence[int], source
 
 def first_indices(parameter: torch.Tensor) -> list[int]:
     """Index of this process's first element in the whole tensor, one number a dimension; zeros for a plain tensor."""
-    first = [0] * parameter.ndim
     if not isinstance(parameter, DTensor):
-        return first
-    shape, mesh = list(parameter.shape), parameter.device_mesh
+        return [0] * parameter.ndim
+    mesh = parameter.device_mesh
+    cuts = []
     for axis, placement in enumerate(parameter.placements):
-        if placement.is_replicate():
-            continue
-        dim: int = placement.dim  # type: ignore[attr-defined]  # every placement that is not replicated has one
-        chunk = -(-shape[dim] // mesh.size(axis))
-        begin = min(mesh.get_local_rank(axis) * chunk, shape[dim])
+        if not placement.is_replicate():
+            dim: int = placement.dim  # type: ignore[attr-defined]  # every placement that is not replicated has one
+            cuts.append((dim, mesh.size(axis), mesh.get_local_rank(axis)))
+    return offsets(parameter.shape, cuts)
+
+
+def offsets(shape: Sequence[int], cuts: Iterable[tuple[int, int, int]]) -> list[int]:
+    """First index of the piece left by `cuts`: (dimension, number of parts, which part), each as `torch.chunk` cuts."""
+    first, length = [0] * len(shape), list(shape)
+    for dim, parts, part in cuts:
+        chunk = -(-length[dim] // parts)
+        begin = min(part * chunk, length[dim])
         first[dim] += begin
-        shape[dim] = min(chunk, shape[dim] - begin)
+        length[dim] = min(chunk, length[dim] - begin)
     return first
