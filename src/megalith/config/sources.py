@@ -259,7 +259,7 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         node = loader.get_single_node()
     except yaml.YAMLError as problem:
         raise _malformed(label, problem) from None
-    if node is None:
+    if node is None or (node.tag.endswith(":null") and node.id == "scalar"):
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
         kind = {"sequence": "a list", "scalar": "a single value"}[node.id]
@@ -302,6 +302,9 @@ class _Reader:
         return values
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        if node.id != "scalar" and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self._say(node, _bad_tag(node.tag), _NO_TAGS)
+            return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -335,19 +338,28 @@ class _Reader:
         self.problems.append(Problem(f"{self.label}:{node.start_mark.line + 1}", what, fix))
 
 
+_NO_TAGS = "a configuration holds values only; nothing in it is executed"
+
+
+def _bad_tag(tag: str) -> str:
+    return f"the tag {tag.replace('tag:yaml.org,2002:', '!!')} is not allowed"
+
+
 def _malformed(label: str, problem: yaml.YAMLError) -> ConfigError:
     mark = getattr(problem, "problem_mark", None) or getattr(problem, "context_mark", None)
     where = f"{label}:{mark.line + 1}" if mark else label
     said = str(getattr(problem, "problem", None) or problem).splitlines()[0]
     if "could not determine a constructor" in said:
         tag = re.search(r"tag '?([^']+)'?", said)
-        what = f"the tag {tag[1].replace('tag:yaml.org,2002:', '!!') if tag else ''} is not allowed"
-        return _wrong(where, what, "a configuration holds values only; nothing in it is executed")
+        return _wrong(where, _bad_tag(tag[1] if tag else ""), _NO_TAGS)
     fix = (
         "indent with spaces"
         if "\\t" in said
         else "check colons, quotes and indentation on this line and the one before"
     )
+    begun = getattr(problem, "context_mark", None)
+    if begun and mark and begun.line != mark.line:
+        said += f" (in what begins on line {begun.line + 1})"
     return _wrong(where, f"is not valid YAML: {said}", fix)
 
 
