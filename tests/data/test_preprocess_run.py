@@ -15,7 +15,7 @@ from megalith.data.indexed.format import dtype_code
 from megalith.data.indexed.mmap import open_indexed
 from megalith.data.indexed.sidecar import read_side_car
 from megalith.data.indexed.verify import verify
-from megalith.data.preprocess import feed, long
+from megalith.data.preprocess import check, feed, long
 from megalith.data.preprocess import run as run_module
 from megalith.data.preprocess.options import Options, parse_bytes
 from megalith.data.preprocess.pipeline import TooManyRejected
@@ -168,7 +168,7 @@ def test_special_tokens_in_text_are_text(folder, tokenizer):
 
 
 def test_the_reference_takes_over_when_the_fast_tokenizer_disagrees(folder, tokenizer, corpus, monkeypatch):
-    monkeypatch.setattr(run_module, "disagreement", lambda *args, **kwargs: "fast tokenizer off: wrong ids")
+    monkeypatch.setattr(check, "difference", lambda *args: "fast tokenizer off: wrong ids")
     notices = []
     run_module.preprocess(
         Options((str(corpus),), folder / "out", tokenizer=_files(folder), block_bytes=1 << 12, workers=2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -120,6 +121,7 @@ def preprocess(
     """
     started = time.monotonic()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would only be forked around
+    gc.disable()  # a vocabulary is many small objects and no garbage; workers switch it on again
     from megalith.data.preprocess.options import Options, parse_bytes, refuse_sentences
     from megalith.data.preprocess.run import preprocess as run
     from megalith.tokenizers.names import TokenizerFiles

@@ -143,23 +143,28 @@ def unchecked_encoder(tokenizer: DefinedTokenizer) -> tuple[FastEncoder | None, 
         return None, _cannot_run(error)
 
 
-def disagreement(
-    encoder: FastEncoder,
-    tokenizer: DefinedTokenizer,
-    samples: Sequence[str | bytes],
-    *,
-    limit: int = _CHECKED_BYTES,
+def disagreement(encoder: FastEncoder, tokenizer: DefinedTokenizer, samples: Sequence[str | bytes]) -> str:
+    """ "" if the encoder gives the reference's ids on `PROBES` and `samples`, else a notice."""
+    documents = check_documents(samples)
+    return difference(encoder, documents, *ReferenceEncoder(tokenizer).encode(documents))
+
+
+def check_documents(samples: Sequence[str | bytes], limit: int = _CHECKED_BYTES) -> list[bytes]:
+    """What the encoders are compared on: `PROBES` and the first `limit` bytes of `samples`."""
+    return [text.encode() for text in PROBES] + _leading(samples, limit)
+
+
+def difference(
+    encoder: FastEncoder, documents: Sequence[bytes], ids: npt.NDArray, lengths: npt.NDArray[np.int64]
 ) -> str:
-    """ "" if the encoder gives the reference's ids on `PROBES` and the first `limit` bytes of `samples`, else a notice."""
-    documents = [text.encode() for text in PROBES] + _leading(samples, limit)
+    """ "" if the encoder gives these ids, the reference's, for the documents, else a notice."""
     try:
         found = encoder.encode(documents)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the engine is not an Exception
         return _cannot_run(error)
-    expected = ReferenceEncoder(tokenizer).encode(documents)
-    for number, (own, reference) in enumerate(zip(_rows(*found), _rows(*expected), strict=True)):
+    for number, (own, reference) in enumerate(zip(_rows(*found), _rows(ids, lengths), strict=True)):
         if not np.array_equal(own, reference):
             text = documents[number].decode()
             return _notice(f"its ids differ from the reference's on {text[:60]!r}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from megalith.data.preprocess.sources import unreadable
 from megalith.errors import DataError
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 19
 RECORD_BYTES = 4 << 20
 _SEARCH_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 14

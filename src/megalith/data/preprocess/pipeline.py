@@ -17,12 +17,14 @@ from typing import Protocol
 
 import msgspec
 
+from megalith.data.preprocess.check import Checker, Disagreement
 from megalith.data.preprocess.feed import Feed
 from megalith.data.preprocess.journal import Store
-from megalith.data.preprocess.pool import Pool
+from megalith.data.preprocess.pool import Pool, Readable
 from megalith.data.preprocess.sources import Source
 from megalith.data.preprocess.wire import Chunk, Done, FromWorker, Job, NeedTurn, Release, SharedMemory, Turn
 from megalith.errors import EXIT_FAILURE, MegalithError
+from megalith.tokenizers.fast import FastEncoder
 
 _JOBS_AHEAD = 2
 _WAIT_SECONDS = 1.0
@@ -44,10 +46,6 @@ class Progress(Protocol):
         ...
 
 
-class Disagreement(Exception):
-    """The fast tokenizer's ids are not the reference's; the message is the notice."""
-
-
 @dataclass
 class _Order:
     """A job under way: whose it is, and what has come of it."""
@@ -57,17 +55,32 @@ class _Order:
     messages: deque[FromWorker] = field(default_factory=deque)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """An encoder at work whose check is still under way."""
+
+    checker: Checker
+    encoder: FastEncoder
+
+
 class Pipeline:
     """One pass over what is left to do. `run` returns when all of it is in the store."""
 
     def __init__(
-        self, store: Store, feed: Feed, pool: Pool, shared: SharedMemory, sources: Sequence[Source]
+        self,
+        store: Store,
+        feed: Feed,
+        pool: Pool,
+        shared: SharedMemory,
+        sources: Sequence[Source],
+        trial: Trial | None,
     ) -> None:
         self._store = store
         self._feed = feed
         self._pool = pool
         self._shared = shared
         self._sources = sources
+        self._trial = trial
         self._orders: deque[_Order] = deque()
         self._by_number: dict[int, _Order] = {}
         self._load = [0] * len(pool)
@@ -88,7 +101,9 @@ class Pipeline:
         """Hand out, listen, write."""
         self._hand_out()
         self._settle(block=False)
-        also = None if self._feed.finished or min(self._load) >= _JOBS_AHEAD else self._feed
+        also: list[Readable] = [] if self._trial is None else [self._trial.checker.connection]
+        if not self._feed.finished and min(self._load) < _JOBS_AHEAD:
+            also.append(self._feed)
         for worker, message in self._pool.messages(also, _WAIT_SECONDS):
             assert isinstance(message, Chunk | NeedTurn | Done)
             self._by_number[message.job].messages.append(message)
@@ -97,13 +112,10 @@ class Pipeline:
             self._orders.popleft()
 
     def _settle(self, *, block: bool) -> None:
-        """Hear the checker's verdict, if it is there."""
-        if self._pool.checking:
-            verdict = self._pool.verdict(block=block)
-            if verdict:
-                raise Disagreement(verdict)
-            if verdict == "":
-                self._store.trust()
+        """Parts count once the encoder was found right."""
+        if self._trial is not None and self._trial.checker.verdict(self._trial.encoder, block=block):
+            self._trial = None
+            self._store.trust()
 
     def _hand_out(self) -> None:
         while min(self._load) < _JOBS_AHEAD:

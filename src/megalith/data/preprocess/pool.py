@@ -2,7 +2,6 @@
 
 ```
 fork ─▶ Worker × n      each with a pipe of its own; a pipe that closes without `Failed` is a worker that died
-     ╰▶ checker         once: does the fast tokenizer agree with the reference on the first documents?
 ```
 Knows processes. Refuses to know what jobs are.
 """
@@ -21,6 +20,8 @@ import msgspec
 from megalith.data.preprocess.wire import Failed, FromWorker, ToWorker
 from megalith.data.preprocess.worker import ParentGone, Worker, send, serve
 from megalith.errors import DataError
+
+_DECODER = msgspec.msgpack.Decoder(FromWorker)
 
 
 class Readable(Protocol):
@@ -62,42 +63,41 @@ class Child:
             self.pid = 0
         self.connection.close()
 
+    def receive(self) -> FromWorker:
+        """The next message; DataError for a user's mistake or a death in the child, RuntimeError for a defect."""
+        try:
+            message: FromWorker = _DECODER.decode(self.connection.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            raise self.died() from None
+        if isinstance(message, Failed):
+            if not message.where:
+                raise RuntimeError(f"{self.name} failed:\n{message.what}")
+            raise DataError(message.what, where=message.where, fix=message.fix)
+        return message
+
 
 class Pool:
-    """`count` workers made by `make(number, connection)`, and perhaps a checker whose only message is its verdict."""
+    """`count` workers made by `make(number, connection)`; `strangers` are pipes that they must not keep open."""
 
     def __init__(
-        self,
-        count: int,
-        make: Callable[[int, Connection], Worker],
-        checker: Callable[[Connection], NoReturn] | None,
+        self, count: int, make: Callable[[int, Connection], Worker], strangers: Iterable[Connection] = ()
     ) -> None:
-        self._decoder = msgspec.msgpack.Decoder(FromWorker)
         self._children: list[Child] = []
-        self._checker: Child | None = None
         parent = os.getpid()
         try:
-            if checker:
-                self._checker = Child("the tokenizer's check", checker, [])
             for number in range(count):
 
                 def body(connection: Connection, number: int = number) -> NoReturn:
                     serve(lambda: make(number, connection), connection, parent)
 
-                others = [child.connection for child in self.children]
+                others = [*strangers, *(child.connection for child in self._children)]
                 self._children.append(Child(f"worker {number + 1}", body, others))
         except OSError as error:
             self.close()
-            raise DataError(
-                f"no process could be started: {error.strerror}", fix="use fewer --workers"
-            ) from None
+            raise no_process(error) from None
 
     def __len__(self) -> int:
         return len(self._children)
-
-    @property
-    def children(self) -> list[Child]:
-        return [*self._children, *([self._checker] if self._checker else [])]
 
     def send(self, worker: int, message: ToWorker) -> None:
         try:
@@ -105,49 +105,24 @@ class Pool:
         except ParentGone:
             raise self._children[worker].died() from None
 
-    def messages(self, also: Readable | None, timeout: float) -> Iterator[tuple[int, FromWorker]]:
-        """Wait for something to happen (`also` being readable counts), then what each worker said."""
+    def messages(self, also: Iterable[Readable], timeout: float) -> Iterator[tuple[int, FromWorker]]:
+        """Wait for something to happen (one of `also` being readable counts), then what each worker said."""
         numbers = {child.connection: number for number, child in enumerate(self._children)}
-        waiting: list[Any] = [*numbers]
-        if also is not None:
-            waiting.append(also)
-        if self._checker:
-            waiting.append(self._checker.connection)
+        waiting: list[Any] = [*numbers, *also]
         for ready in wait(waiting, timeout):
             number = numbers.get(ready)  # type: ignore[call-overload]
             if number is not None:
-                yield number, self._receive(self._children[number])
-
-    def verdict(self, *, block: bool = False) -> str | None:
-        """The checker's notice ("" if all is well), or None while it is at work, and ever after."""
-        if self._checker is None or not (block or self._checker.connection.poll()):
-            return None
-        message = self._receive(self._checker)
-        assert isinstance(message, Failed)
-        self._checker.kill()
-        self._checker = None
-        return message.what
-
-    @property
-    def checking(self) -> bool:
-        return self._checker is not None
-
-    def _receive(self, child: Child) -> FromWorker:
-        try:
-            message = self._decoder.decode(child.connection.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            raise child.died() from None
-        if isinstance(message, Failed) and child is not self._checker:
-            if not message.where:
-                raise RuntimeError(f"{child.name} failed:\n{message.what}")
-            raise DataError(message.what, where=message.where, fix=message.fix)
-        return message
+                yield number, self._children[number].receive()
 
     def close(self) -> None:
         """End every process at once; they hold nothing that is not in the parent's files."""
-        for child in self.children:
+        for child in self._children:
             child.kill()
-        self._children, self._checker = [], None
+        self._children = []
+
+
+def no_process(error: OSError) -> DataError:
+    return DataError(f"no process could be started: {error.strerror}", fix="use fewer --workers")
 
 
 def _signal_name(number: int) -> str:

@@ -9,40 +9,37 @@ Knows the order of these steps, and how a run is stopped. Refuses to know flags 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
 from megalith.data.indexed.format import storage_dtype
 from megalith.data.indexed.sidecar import TokenizerRecord
-from megalith.data.preprocess.batches import RECORD_BYTES, memory_batches
+from megalith.data.preprocess.batches import RECORD_BYTES
+from megalith.data.preprocess.check import Checker, Disagreement
 from megalith.data.preprocess.feed import Feed, input_slot_bytes, is_streamed
 from megalith.data.preprocess.files import writing
 from megalith.data.preprocess.journal import Store
 from megalith.data.preprocess.options import Options
-from megalith.data.preprocess.parse import JsonLines, TextLines
-from megalith.data.preprocess.pipeline import Disagreement, Pipeline, Progress, TooManyRejected
+from megalith.data.preprocess.pipeline import Pipeline, Progress, TooManyRejected, Trial
 from megalith.data.preprocess.pool import Pool
 from megalith.data.preprocess.publish import publish, summarise
 from megalith.data.preprocess.report import Meter, PlainProgress, Summary
 from megalith.data.preprocess.sources import Source, check_unchanged, find_sources
-from megalith.data.preprocess.streams import ByteStream
-from megalith.data.preprocess.wire import Failed, SharedMemory
-from megalith.data.preprocess.worker import Task, Worker, send
+from megalith.data.preprocess.wire import SharedMemory
+from megalith.data.preprocess.worker import Task, Worker
 from megalith.errors import EXIT_STOPPED, DataError, MegalithError
 from megalith.tokenizers.bpe import DefinedTokenizer
-from megalith.tokenizers.fast import Encoder, FastEncoder, ReferenceEncoder, disagreement, unchecked_encoder
+from megalith.tokenizers.fast import Encoder, ReferenceEncoder, unchecked_encoder
 from megalith.tokenizers.load import load_tokenizer
 from megalith.tokenizers.names import FILE_KEYS, TokenizerFiles
 
-_CHECKED_BYTES = 1 << 16
 _SLOT_SHARE = 2
 """Tokens of an output slot: block bytes over this."""
 
@@ -92,12 +89,15 @@ class _Run:
         self._progress = show(self._meter) if show else PlainProgress(self._meter, options.log_interval)
 
     def run(self) -> Summary:
-        encoder, notice = unchecked_encoder(self._tokenizer)
         try:
-            with _stoppable():
+            with (
+                _stoppable(),
+                closing(Checker(self._tokenizer, self._sources, self._options.keys)) as checker,
+            ):
+                encoder, notice = unchecked_encoder(self._tokenizer)
                 if encoder is not None:
                     try:
-                        return self._attempt(encoder, self._check(encoder))
+                        return self._attempt(encoder, Trial(checker, encoder))
                     except Disagreement as found:
                         notice = str(found)
                 self._notify(notice)
@@ -109,7 +109,7 @@ class _Run:
                 fix="run the same command again: it goes on where it stopped, finished parts are kept",
             ) from None
 
-    def _attempt(self, encoder: Encoder, checker: Callable[[Connection], NoReturn] | None) -> Summary:
+    def _attempt(self, encoder: Encoder, trial: Trial | None) -> Summary:
         options = self._options
         streamed = any(is_streamed(source, options.txt_documents) for source in self._sources)
         input_slots = self._workers + 2 if streamed else 0
@@ -122,8 +122,9 @@ class _Run:
         def make(number: int, connection: Connection) -> Worker:
             return Worker(task, encoder, shared, number, connection)
 
-        with closing(Pool(self._workers, make, checker)) as pool, closing(self._open_store()) as store:
-            if checker is None:
+        strangers = [trial.checker.connection] if trial else []
+        with closing(Pool(self._workers, make, strangers)) as pool, closing(self._open_store()) as store:
+            if trial is None:
                 store.trust()
             feed = Feed(
                 self._sources,
@@ -136,11 +137,11 @@ class _Run:
             )
             with closing(feed):
                 try:
-                    Pipeline(store, feed, pool, shared, self._sources).run(self._progress)
+                    Pipeline(store, feed, pool, shared, self._sources, trial).run(self._progress)
                 except TooManyRejected:
                     self._refuse(store)
             pool.close()
-            return self._finish(store)
+            return self._finish(store, (trial.checker.hash if trial else "") or self._tokenizer.hash())
 
     def _open_store(self) -> Store:
         options = self._options
@@ -155,25 +156,7 @@ class _Run:
         finals = [options.prefix(key).with_name(options.prefix(key).name + ".bin") for key in options.keys]
         return Store(options.parts, plan, finals, restart=options.restart)
 
-    def _check(self, encoder: FastEncoder) -> Callable[[Connection], NoReturn]:
-        """The checker process: compares the encoder with the reference, on the first documents of the input."""
-
-        def body(connection: Connection) -> NoReturn:
-            try:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                samples = first_documents(self._sources, self._options.keys)
-                notice = disagreement(encoder, self._tokenizer, samples, limit=_CHECKED_BYTES)
-            except BaseException as error:
-                notice = f"fast tokenizer off: it could not be checked ({error!r})"
-            try:
-                send(connection, Failed(notice, "", ""))
-            finally:
-                os._exit(0)
-
-        return body
-
-    def _finish(self, store: Store) -> Summary:
+    def _finish(self, store: Store, tokenizer_hash: str) -> Summary:
         """Publish, or say why not."""
         options, state = self._options, store.state
         if state.rejected > options.max_rejected * (state.lines - state.blank):
@@ -210,7 +193,7 @@ class _Run:
                 key,
                 dtype=self._dtype,
                 implementation=options.implementation,
-                tokenizer=self._tokenizer_record(),
+                tokenizer=self._tokenizer_record(tokenizer_hash),
                 append_eod=options.append_eod,
                 sources=[source.path for source in self._sources],
                 details=summary.details(key),
@@ -218,11 +201,11 @@ class _Run:
         store.remove()
         return _timed(summary, self._started)
 
-    def _tokenizer_record(self) -> TokenizerRecord:
+    def _tokenizer_record(self, tokenizer_hash: str) -> TokenizerRecord:
         tokenizer = self._tokenizer
         return TokenizerRecord(
             type=tokenizer.type,
-            hash=tokenizer.hash(),
+            hash=tokenizer_hash,
             vocab_size=tokenizer.vocab_size,
             eod=tokenizer.eod,
             config=self._options.tokenizer.located(),
@@ -251,24 +234,6 @@ class _Run:
             fix="mend the input and add --restart; or accept the loss with a larger --max-rejected: "
             "then nothing is tokenized twice",
         )
-
-
-def first_documents(sources: Sequence[Source], keys: tuple[str, ...], size: int = 1 << 18) -> list[bytes]:
-    """Documents at the start of the first source that has any, good enough to try a tokenizer on."""
-    for source in sources:
-        head = memoryview(bytearray(size))
-        with suppress(DataError), closing(ByteStream(source)) as stream:  # the run itself reports it
-            head = head[: stream.fill(head)]
-        parser = TextLines() if source.text else JsonLines(keys)
-        found = [
-            text
-            for batch in memory_batches(head)
-            for column in parser.parse(batch).columns
-            for text in column
-        ]
-        if found:
-            return found
-    return []
 
 
 class _Stop(BaseException):

@@ -102,8 +102,18 @@ class Failed(msgspec.Struct, tag=True, array_like=True):
     fix: str
 
 
+class Checked(msgspec.Struct, tag=True, array_like=True):
+    """The reference's `ids` (int32) and `lengths` (int64) of `documents`, and the tokenizer's hash; or why not, `failure`."""
+
+    documents: list[bytes] = []
+    ids: bytes = b""
+    lengths: bytes = b""
+    hash: str = ""
+    failure: str = ""
+
+
 ToWorker = Job | Release | Turn
-FromWorker = Chunk | NeedTurn | Done | Failed
+FromWorker = Chunk | NeedTurn | Done | Failed | Checked
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ from megalith.errors import MegalithError
 from megalith.tokenizers.fast import Encoder
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_ENCODED_AT_ONCE = 8192
+"""Documents: an array for each is dear when they are a letter long."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ class Worker:
                     continue
                 parsed = parser.parse(item)
                 for key, column in enumerate(parsed.columns):
-                    if column:
-                        self._emitter.documents(key, *self._encoder.encode(column))
+                    for first in range(0, len(column), _ENCODED_AT_ONCE):
+                        documents = column[first : first + _ENCODED_AT_ONCE]
+                        self._emitter.documents(key, *self._encoder.encode(documents))
                 for reject in parsed.rejects:
                     reject.line += lines
                     self._emitter.reject(reject)
@@ -241,6 +244,8 @@ def serve(make: Callable[[], Worker], connection: Connection, parent: int) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    gc.freeze()  # what was forked is left alone, so that its pages stay shared
+    gc.enable()
     code = 0
     try:
         _die_with_parent(parent)
