@@ -91,7 +91,7 @@ def test_version(run):
 
 @pytest.mark.parametrize(
     ("typed", "hint"),
-    [("dota", "data"), ("pretrian", "pretrain"), ("eval", "evaluate"), ("zzzz", "There are: quickstart")],
+    [("datta", "data"), ("pretrian", "pretrain"), ("eval", "evaluate"), ("zzzz", "There are: quickstart")],
 )
 def test_unknown_commands_name_the_nearest(run, typed, hint):
     code, _, err = run(typed)

@@ -64,8 +64,8 @@ def test_deleting_goes_back_to_the_default(composed):
 
 
 def test_deleting_what_is_not_there_or_not_so(problems):
-    found = problems("~model.widht", "~model.width=5", "~nothing.at.all")
-    assert found['"~model.widht" on the command line'][1] == "did you mean ~model.width?"
+    found = problems("~model.widtth", "~model.width=5", "~nothing.at.all")
+    assert found['"~model.widtth" on the command line'][1] == "did you mean ~model.width?"
     assert "it is 768" in found['"~model.width=5" on the command line'][0]
     assert "there is no key nothing.at.all" in found['"~nothing.at.all" on the command line'][0]
 
@@ -270,8 +270,8 @@ def test_any_text_survives_yaml(tmp_path, text):
 def test_plain_values_can_be_checked_without_a_file():
     assert check(Root, {"model": {"data": {"prefix": ["a"]}}}).model.width == 768
     with pytest.raises(ConfigError) as refused:
-        check(Root, {"model": {"widht": 3}}, name="config.yaml of step 3")
-    assert "model.widht (config.yaml of step 3)" in str(refused.value)
+        check(Root, {"model": {"widtth": 3}}, name="config.yaml of step 3")
+    assert "model.widtth (config.yaml of step 3)" in str(refused.value)
 
 
 def test_config_path_and_name(tmp_path):

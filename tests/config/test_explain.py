@@ -59,7 +59,7 @@ def test_foreign_keys_say_what_becomes_of_them(ask):
 
 
 def test_misspelt_keys_and_words(ask):
-    assert ask("model.widht").nearest == ("model.width",)
+    assert ask("model.widtth").nearest == ("model.width",)
     assert [key.key for key in ask("peak").containing] == ["model.optim.lr"]
     nothing = ask("xyzzy")
     assert not nothing.containing

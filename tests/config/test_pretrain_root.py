@@ -34,6 +34,7 @@ def problems(*overrides: str) -> dict[str, tuple[str, str]]:
 DEAD = [
     "logger",
     "enable_checkpointing",
+    "max_epochs",
     "replace_sampler_ddp",
     "always_save_nemo",
     "save_nemo_on_train_end",

@@ -17,28 +17,28 @@ JARGON = re.compile(
 
 def test_unknown_keys_name_the_nearest(problems):
     found = problems(
-        "model.widht=3", "width=3", "lr=3", "model.max_steps=3", "modle.width=3", "model.optm.lr=3", "trainer.device=1",
+        "model.widtth=3", "width=3", "lr=3", "model.max_steps=3", "modal.width=3", "model.optm.lr=3", "trainer.device=1",
         "model.data.Prefix=[a]", "model.gpu=1",
     )  # fmt: skip
     assert {key: fix for key, (_, fix) in found.items()} == {
-        "model.widht": "did you mean model.width?",
+        "model.widtth": "did you mean model.width?",
         "width": "did you mean model.width?",
         "lr": "did you mean model.optim.lr?",
         "model.max_steps": "did you mean trainer.max_steps?",
-        "modle.width": "did you mean model.width?",
+        "modal.width": "did you mean model.width?",
         "model.optm.lr": "did you mean model.optim.lr?",
         "trainer.device": "did you mean trainer.devices?",
         "model.data.Prefix": "did you mean model.data.prefix?",
         "model.gpu": found["model.gpu"][1],
     }
-    assert found["modle.width"][0] == "is not a section"
+    assert found["modal.width"][0] == "is not a section"
     assert found["width"][0] == "is not a key"
 
 
 def test_an_unknown_section_is_reported_once(problems):
-    found = problems(text=BASE + "modle:\n  a: 1\n  b: {c: 2, d: 3}\nfoo: {a: 1, b: 2}\n")
-    assert set(found) == {"modle", "foo"}
-    assert found["modle"] == ("is not a section", "did you mean model?")
+    found = problems(text=BASE + "modal:\n  a: 1\n  b: {c: 2, d: 3}\nfoo: {a: 1, b: 2}\n")
+    assert set(found) == {"modal", "foo"}
+    assert found["modal"] == ("is not a section", "did you mean model?")
     assert found["foo"][1].startswith("`megalith explain` lists the keys")
 
 
@@ -152,9 +152,9 @@ def test_combinations_across_sections(problems):
 
 def test_combinations_are_found_beside_wrong_values_elsewhere(problems):
     found = problems(
-        "model.heads=7", "name=[1]", "modle.x=3", "model.data.length=99999", "~model.data.prefix"
+        "model.heads=7", "name=[1]", "modal.x=3", "model.data.length=99999", "~model.data.prefix"
     )
-    assert set(found) == {"model.width", "name", "modle.x", "trainer.max_steps", "model.data.prefix"}
+    assert set(found) == {"model.width", "name", "modal.x", "trainer.max_steps", "model.data.prefix"}
 
 
 def test_combinations_of_wrong_values_are_not_guessed(problems):
@@ -165,7 +165,7 @@ def test_combinations_of_wrong_values_are_not_guessed(problems):
 @pytest.mark.parametrize(
     ("value", "what", "fix"),
     [
-        ("${model.widht}", "refers to model.widht, which does not exist", "did you mean ${model.width}?"),
+        ("${model.widtth}", "refers to model.widtth, which does not exist", "did you mean ${model.width}?"),
         ("${.nothing}", "which does not exist", "references are full paths, or start with a dot"),
         ("${name}", "refers to itself in a circle", "write one of the values out"),
         ("${model.data.nope.deep}", "does not exist", ""),

@@ -177,7 +177,7 @@ def test_packaged_files_can_be_built_on(tmp_path):
         ("defaults: 3\n", "defaults must be a list"),
         ("defaults: [{a: b, c: d}]\n", "holds names and group"),
         ("defaults: [bass]\n", "did you mean base?"),
-        ("defaults: [{size: smal}]\n", "did you mean small?"),
+        ("defaults: [{size: smalll}]\n", "did you mean small?"),
         ("defaults: [top]\n", "comes back to itself: top.yaml → top.yaml"),
         ("defaults: [{size: '${x}'}]\n", "interpolation in a defaults list"),
     ],

@@ -1,0 +1,1 @@
+"""Objective, data and metrics of each task, and the root configurations."""

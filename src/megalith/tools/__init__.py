@@ -1,0 +1,1 @@
+"""Whole walks and reports over the packages below: the quickstart, the doctor."""

@@ -90,9 +90,6 @@ class TrainerConfig(Section):
         examples=["bf16-mixed", "16-mixed", "32"],
     )
     max_steps: int = setting(100000, "Length of the run: optimizer steps.", unit="steps", ge=1)
-    max_epochs: int | None = setting(
-        None, "Accepted for NeMo's files; pretraining counts max_steps, over as many epochs as that takes."
-    )
     max_time: str | dict[str, float] | None = setting(
         None,
         "The run saves and stops after this long, DD:HH:MM:SS; started again, it goes on with the clock at zero.",
@@ -123,7 +120,6 @@ class TrainerConfig(Section):
     )
     gradient_clip_algorithm: Literal["norm"] | None = setting(None, "Clipping is by the global norm.")
     enable_progress_bar: bool = setting(True, "Show a progress bar.")
-    enable_model_summary: bool = setting(True, "Print the model's layers and sizes before the first step.")
     fast_dev_run: bool | int = setting(
         False, "A trial: that many steps (true: 1) and validation batches, without checkpoints and logs."
     )
@@ -320,16 +316,6 @@ class CheckpointCallbackParams(Section):
             )
 
 
-class StepTimingConfig(Section):
-    """NeMo's `step_timing_kwargs`."""
-
-    reduction: Literal["mean", "sum", "max", "min", "none"] = setting(
-        "mean", "How times of a window become one."
-    )
-    sync_cuda: bool = setting(False, "Wait for the GPU before reading the clock.")
-    buffer_size: int = setting(1, "Length of the window.", unit="steps", ge=1)
-
-
 class ExpManagerConfig(Section):
     """Where a run lives, how it resumes, what it logs."""
 
@@ -355,6 +341,9 @@ class ExpManagerConfig(Section):
         "resume_from_checkpoint": renamed(
             "model.resume_from_checkpoint", "is called model.resume_from_checkpoint here"
         ),
+        "log_step_timing": ignored("step times are always logged"),
+        "step_timing_kwargs": ignored("step times are means over the steps since the last row"),
+        "resume_past_end": ignored("a run that is complete says so and ends"),
         "log_tflops_per_sec_per_gpu": ignored("TFLOP/s are always logged"),
     }
     null_means: ClassVar[Mapping[str, Any] | None] = {
@@ -377,7 +366,6 @@ class ExpManagerConfig(Section):
     resume_ignore_no_checkpoint: bool = setting(
         False, "With resume_if_exists: begin when there is no checkpoint, instead of stopping."
     )
-    resume_past_end: bool = setting(False, "Let a run that is complete be started again (it does nothing).")
     create_tensorboard_logger: bool = setting(True, "Write TensorBoard events.")
     summary_writer_kwargs: dict[str, Any] | None = setting(None, "Arguments of TensorBoard's writer.")
     create_wandb_logger: bool = setting(False, "Log to Weights & Biases too (pip install wandb).")
@@ -389,8 +377,6 @@ class ExpManagerConfig(Section):
         CheckpointCallbackParams, "When checkpoints are written, which stay, and how they are called."
     )
     files_to_copy: list[str] | None = setting(None, "Files that are copied into the run's folder.")
-    log_step_timing: bool = setting(True, "Log how long steps take.")
-    step_timing_kwargs: StepTimingConfig = setting(StepTimingConfig, "How step times are averaged.")
 
     def problems(self) -> Iterable[Problem]:
         if self.explicit_log_dir and (self.exp_dir or self.version):

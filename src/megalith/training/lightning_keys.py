@@ -12,6 +12,7 @@ from megalith.config.schema import ForeignKey, ignored, refused, renamed, transl
 
 _ENGINE = "the engine decides how processes work together"
 _STEPS = "a run is as long as trainer.max_steps says"
+_SUMMARY = "a run always says how large its model is"
 _EXP_MANAGER = "exp_manager decides which loggers there are"
 
 
@@ -45,6 +46,7 @@ LIGHTNING_KEYS: dict[str, ForeignKey] = {
     "callbacks": refused(
         "a configuration holds values, not objects; exp_manager makes the callbacks", harmless=([],)
     ),
+    "max_epochs": ignored(_STEPS),
     "min_epochs": ignored(_STEPS),
     "min_steps": ignored(_STEPS),
     "limit_train_batches": refused(f"{_STEPS}; set that instead", harmless=(1.0,)),
@@ -55,6 +57,7 @@ LIGHTNING_KEYS: dict[str, ForeignKey] = {
     "enable_checkpointing": ignored(
         "exp_manager.create_checkpoint_callback decides whether checkpoints are written"
     ),
+    "enable_model_summary": ignored(_SUMMARY),
     "inference_mode": ignored("validation never keeps gradients"),
     "use_distributed_sampler": ignored("the data plan decides which sample goes where"),
     "barebones": refused("it takes checkpoints, logs and validation away; switch those off one by one"),
@@ -80,7 +83,7 @@ LIGHTNING_KEYS: dict[str, ForeignKey] = {
         "is called trainer.enable_progress_bar here", _fast_bar, weak=True
     ),
     "process_position": ignored("there is one progress bar"),
-    "weights_summary": ignored("trainer.enable_model_summary switches the summary"),
+    "weights_summary": ignored(_SUMMARY),
     "weights_save_path": translated("is called exp_manager.exp_dir here", _default_root, weak=True),
     "default_save_path": translated("is called exp_manager.exp_dir here", _default_root, weak=True),
     "replace_sampler_ddp": ignored("the data plan decides which sample goes where"),
@@ -107,7 +110,7 @@ LIGHTNING_KEYS: dict[str, ForeignKey] = {
     "truncated_bptt_steps": refused("there is no recurrence"),
     "automatic_optimization": ignored("the engine takes the optimizer's steps"),
     "early_stop_callback": refused("there is no early stopping"),
-    "max_nb_epochs": renamed("max_epochs", "is called trainer.max_epochs here"),
+    "max_nb_epochs": ignored(_STEPS),
     "tpu_cores": _refused_hardware("TPUs"),
     "ipus": _refused_hardware("IPUs"),
     "hpus": _refused_hardware("HPUs"),
