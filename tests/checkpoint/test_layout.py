@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from megalith.checkpoint.layout import (
     step_name,
     step_of,
 )
+from megalith.checkpoint.manifest import verify
 
 from .helpers import checkpointer, save, snapshot
 
@@ -161,12 +163,20 @@ def test_a_process_of_another_machine_is_believed_for_an_hour(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_replacement_cut_short_is_undone(tmp_path):
+def test_a_replacement_cut_short_is_undone_by_the_next_save(tmp_path, caplog):
+    """Not by the next start: a run may have chosen to load it by the name it has."""
     save(tmp_path, 1, 2)
     os.rename(tmp_path / "step_0000002", tmp_path / "step_0000002.old")
-    assert newest_verified(tmp_path)[0] == tmp_path / "step_0000002.old"
-    assert "put step_0000002.old back as step_0000002" in clean_leftovers(tmp_path)[0]
-    assert newest_verified(tmp_path)[0] == tmp_path / "step_0000002"
+    chosen, _ = newest_verified(tmp_path)
+    assert chosen == tmp_path / "step_0000002.old"
+    assert newest_complete(tmp_path) == chosen
+    saver = checkpointer(tmp_path)
+    assert saver.notices == []
+    assert verify(chosen) == []
+    with caplog.at_level(logging.WARNING):
+        save(tmp_path, 3, saver=saver)
+    assert "step_0000002.old is step_0000002 again" in caplog.text
+    assert [f.name for f in step_folders(tmp_path)] == ["step_0000001", "step_0000002", "step_0000003"]
 
 
 def test_a_replacement_that_was_finished_loses_its_old_folder(tmp_path):

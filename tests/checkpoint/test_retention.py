@@ -151,6 +151,15 @@ def test_failing_to_tidy_up_does_not_fail_the_save(tmp_path, monkeypatch, caplog
     assert run(tmp_path, Policy(save_top_k=0), 1, first=3) == [3]
 
 
+def test_a_file_system_without_links_is_tidied_all_the_same(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        os, "symlink", lambda *_: (_ for _ in ()).throw(OSError(1, "Operation not permitted"))
+    )
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path, Policy(save_top_k=0, filename=TEMPLATE), 1, 2) == [2]
+    assert "links to checkpoints could not be made" in caplog.text
+
+
 def test_an_empty_folder_is_no_trouble(tmp_path):
     assert Retention(Policy(filename=TEMPLATE)).apply(tmp_path) == []
 

@@ -203,10 +203,10 @@ def _last_change(root: Path, name: str) -> float:
 
 
 def clean_leftovers(root: Path) -> list[str]:
-    """Ends what processes that died had begun, and says what it did (one line each).
+    """Removes what processes that died had begun to write or to remove, and says what of it were saves (one line each).
 
-    A folder whose replacement was cut short gets its name back; unfinished and half-removed ones go. Only names that we
-    write are touched, and nothing that a process may still be writing.
+    Only names that we write are touched, and nothing that a process may still be writing. A folder whose replacement was
+    cut short is whole and keeps its `.old` name, by which a run may be about to load it, until `restore_replaced`.
     """
     if not root.is_dir():
         return []
@@ -217,8 +217,10 @@ def clean_leftovers(root: Path) -> list[str]:
     for entry in entries:
         unfinished = _UNFINISHED.fullmatch(entry.name)
         if unfinished and entry.is_dir(follow_symlinks=False):
-            if unfinished[2] == "partial" or not busy:
-                notices += _settle(root, unfinished[1], unfinished[2])
+            if unfinished[2] == "partial":
+                notices.append(_end_partial(root, unfinished[1]))
+            elif not busy and (unfinished[2] == "deleted" or (root / unfinished[1]).exists()):
+                remove_tree(Path(entry.path))
         elif _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False) and not busy:
             Path(entry.path).unlink(missing_ok=True)
     for name in claims:
@@ -227,19 +229,21 @@ def clean_leftovers(root: Path) -> list[str]:
     return notices
 
 
-def _settle(root: Path, name: str, kind: str) -> list[str]:
-    """One unfinished folder: `kind` is partial, old or deleted."""
-    folder = root / f"{name}.{kind}"
-    if kind == "partial":
-        owner = writer_of(root, name)
-        if owner is not None:
-            return [f"{folder} is left alone: process {owner.pid} on {owner.host} may be writing it"]
-        remove_tree(folder)
-        release(root, name)
-        return [f"removed {folder}, an unfinished save of a process that ended"]
-    if kind == "old" and not (root / name).exists():
-        os.rename(folder, root / name)
-        sync_folder(root)
-        return [f"put {folder.name} back as {name}: the save that should have replaced it did not finish"]
+def _end_partial(root: Path, name: str) -> str:
+    folder, owner = root / f"{name}.partial", writer_of(root, name)
+    if owner is not None:
+        return f"{folder} is left alone: process {owner.pid} on {owner.host} may be writing it"
     remove_tree(folder)
-    return []
+    return f"removed {folder}, an unfinished save of a process that ended"
+
+
+def restore_replaced(root: Path) -> list[str]:
+    """Gives folders whose replacement was cut short their names back, and says so (one line each)."""
+    notices = []
+    for folder in step_folders(root):
+        name = folder.name.removesuffix(".old")
+        if name != folder.name and writer_of(root, name) in (None, Owner.me()):
+            os.rename(folder, root / name)
+            sync_folder(root)
+            notices.append(f"{folder} is {name} again: the save that should have replaced it did not finish")
+    return notices

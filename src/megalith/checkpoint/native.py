@@ -237,6 +237,8 @@ class Checkpointer:
     def _write_claimed(self, job: _Job, hasher: Hasher, final: Path) -> None:
         partial = final.with_name(f"{final.name}.partial")
         try:
+            for notice in names.restore_replaced(self.root):
+                logger.warning(notice)
             names.claim(self.root, final.name)
             self._fill(partial, job, hasher)
             self._publish(partial, final)

@@ -83,7 +83,10 @@ class Retention:
         if (doomed or fat) and (problems := verify(newest.folder, threads=1)):
             logger.error("%s is damaged, so nothing older is removed: %s", newest.folder, "; ".join(problems))
             doomed, fat = [], []
-        self._link(root, best, newest, doomed)
+        try:
+            self._link(root, best, newest, doomed)
+        except OSError as error:
+            logger.warning("links to checkpoints could not be made (%s); nothing else needs them", error)
         for kept in fat:
             _drop_optimizer(kept)
         for kept in doomed:
