@@ -111,3 +111,16 @@ def test_problems_change_the_last_line(run, monkeypatch):
     code, out = run()
     assert code == 0
     assert "Something does not work" in out
+
+
+def test_gpus_are_listed_one_by_one(monkeypatch, tmp_path):
+    class Properties:
+        name, major, minor, multi_processor_count, total_memory = "NVIDIA H200", 9, 0, 132, 141 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    host = machine.Machine("s", "p", 64, 1, 1, 1, 1, tmp_path, writable=True)
+    lines = doctor.device_lines(host)
+    assert [line.name for line in lines] == ["cpu", "cuda:0", "cuda:1"]
+    assert lines[1].reason == "141 GiB, sm_90, 132 multiprocessors"

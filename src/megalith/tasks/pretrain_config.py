@@ -276,9 +276,12 @@ class GPTModelConfig(ModelConfig):
             ffn=self.ffn_size,
             length=self.encoder_seq_length,
         )
-        for problem in [*self.sizes.problems(numbers), *self.sizes.unbuilt()]:
+        unbuilt = self.sizes.unbuilt()
+        known = {problem.where for problem in unbuilt}
+        for problem in [*unbuilt, *(p for p in self.sizes.problems(numbers) if p.where not in known)]:
             key = problem.where if re.fullmatch(r"\w+", problem.where) else ""
-            yield error(key, problem.what if key else f"{problem.where}: {problem.what}", problem.fix)
+            what = problem.what.removeprefix(f"{key} ") if key else f"{problem.where}: {problem.what}"
+            yield error(key, what, problem.fix)
         if self.zero_stage and self.sizes.data == 1:
             yield warning("zero_stage", "has no effect on one process")
         if self.sequence_parallel and self.sizes.tensor == 1:

@@ -62,15 +62,6 @@ def duration_seconds(value: str | Mapping[str, float] | None) -> float | None:
     return sum(scale[name] * amount for name, amount in value.items())
 
 
-def _whole_batches(name: str, value: Any) -> Any:
-    """Lightning's fractions: 1.0 is not 1. The data plan needs to know how many batches there will be."""
-    if isinstance(value, float):
-        raise ValueError(
-            f"{name} counts whole batches here; {value} would be a share of the data\nfix: a number, as 50"
-        )
-    return value
-
-
 class TrainerConfig(Section):
     """Hardware, length of the run, validation, logging: NeMo's and Lightning's names."""
 
@@ -188,20 +179,13 @@ class TrainerConfig(Section):
             )
         return value
 
-    @field_validator("limit_val_batches", mode="before")
+    @field_validator("limit_val_batches", "limit_test_batches", "val_check_interval", mode="before")
     @classmethod
-    def _val_batches(cls, value: Any) -> Any:
-        return _whole_batches("limit_val_batches", value)
-
-    @field_validator("limit_test_batches", mode="before")
-    @classmethod
-    def _test_batches(cls, value: Any) -> Any:
-        return _whole_batches("limit_test_batches", value)
-
-    @field_validator("val_check_interval", mode="before")
-    @classmethod
-    def _val_interval(cls, value: Any) -> Any:
-        return _whole_batches("val_check_interval", value)
+    def _whole_batches(cls, value: Any) -> Any:
+        """Lightning's fractions: 1.0 is not 1. The data plan needs to know how many batches there will be."""
+        if isinstance(value, float):
+            raise ValueError(f"is a whole number; {value} would be a share of the data\nfix: a number, as 50")
+        return value
 
     @property
     def max_seconds(self) -> float | None:
