@@ -342,7 +342,7 @@ class PretrainGPTConfig(Section):
             yield warning(
                 "exp_manager.checkpoint_callback_params.monitor",
                 "is val_loss, but there is no validation: the newest checkpoints stay instead of the best",
-                "monitor=null says so",
+                "exp_manager.checkpoint_callback_params.monitor=null says so",
             )
 
     def _schedule_problems(self) -> Iterator[Problem]:
