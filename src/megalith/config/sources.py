@@ -139,7 +139,7 @@ def _read(file: Path, choices: dict[str, str], above: tuple[Path, ...]) -> Itera
         if entry == "_self_":
             yield own
         else:
-            yield from _follow(entry, file, choices, above, f"{label}:{lines.get(('defaults',), 1)}")
+            yield from _follow(entry, file, choices, above, where=f"{label}:{lines.get(('defaults',), 1)}")
 
 
 def _own(values: dict[str, Any], lines: dict[KeyPath, int], label: str) -> Iterator[Value]:
@@ -155,7 +155,7 @@ def _own(values: dict[str, Any], lines: dict[KeyPath, int], label: str) -> Itera
 
 
 def _follow(
-    entry: Any, file: Path, choices: dict[str, str], above: tuple[Path, ...], where: str
+    entry: Any, file: Path, choices: dict[str, str], above: tuple[Path, ...], *, where: str
 ) -> Iterator[Layer]:
     """The layers of one entry of a defaults list: a file name, or {group: name}, or {group@package: name}."""
     if isinstance(entry, str):
