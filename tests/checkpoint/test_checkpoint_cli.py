@@ -28,7 +28,15 @@ def run(tmp_path):
         state = {
             "consumed_samples": 80 * step,
             "consumed_tokens": 10240 * step,
-            "data_plan": {"sources": ["wiki"] * 50, "seed": 1234},
+            "data_plan": {
+                "train": {
+                    "order": "native",
+                    "samples": 360,
+                    "idx_sha256": "c0ffee",
+                    "sources": [{"path": f"wiki{n}", "tokens": 7, "sha256": "c0ffee"} for n in range(10)],
+                },
+                "note": "x" * 500,
+            },
         }
         saver.save(step, tensors_of(step), state, config_yaml=CONFIG, metrics={"val_loss": 3.25})
     return tmp_path
@@ -52,11 +60,16 @@ def test_inspect_tells_what_is_there(run):
         "optim 2 tensors, 56 numbers, 224 B (F32 × 2)",
         "model.hidden_size 768",
         "trainer.precision bf16-mixed",
-        "seed: 1234",
+        "train: order native, samples 360",
+        "from path wiki0, tokens 7",
+        "from path wiki7, tokens 7",
+        "and 2 more",
         "model.safetensors",
     ):
         assert text in flat
-    assert "…" in flat, "long values of the plan are cut"
+    assert "c0ffee" not in flat
+    assert "wiki8" not in flat
+    assert "x…" in flat, "long values of the plan are cut"
 
 
 def test_inspect_json_is_complete(run):
@@ -64,10 +77,19 @@ def test_inspect_json_is_complete(run):
     summary = json.loads(result.output)
     assert (summary["step"], summary["consumed_samples"], summary["sequence"]) == (10, 800, 1)
     assert summary["config"]["model"]["optim"]["name"] == "adamw"
-    assert summary["state"]["data_plan"]["seed"] == 1234
+    assert summary["state"]["data_plan"]["train"]["samples"] == 360
     assert summary["metrics"]["val_loss"] == 3.25
     assert len(summary["files"]["model.safetensors"]["sha256"]) == 64
     assert summary["bytes"] == sum(f["bytes"] for f in summary["files"].values())
+
+
+def test_inspect_refuses_small_files_that_changed_and_takes_a_config_that_is_no_yaml(run):
+    folder = checkpointer(run / "checkpoints").save(30, tensors_of(30), {}, config_yaml="a: [")
+    assert json.loads(invoke("inspect", folder, "--json").output)["config"] == "a: ["
+    (folder / "state.json").write_text("x" * (folder / "state.json").stat().st_size)
+    result = invoke("inspect", folder)
+    assert isinstance(result.exception, CheckpointError)
+    assert "state.json: its content changed" in str(result.exception)
 
 
 def test_verify_says_whole_or_lists_every_problem(run):

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from megalith.checkpoint.files import readable_bytes
-from megalith.checkpoint.manifest import CONFIG, STATE, Manifest, read_manifest
+from megalith.checkpoint.manifest import CONFIG, STATE, Manifest, read_manifest, verify
+from megalith.errors import CheckpointError
 
 SHOWN_KEYS = (
     "name",
@@ -35,13 +36,23 @@ SHOWN_KEYS = (
     "model.init_from",
 )
 """Keys of the configuration that the table shows; `--json` gives all of it."""
+SHOWN_SOURCES = 8
+LINE = 160
+"""Characters that the table shows of a line of the data plan."""
 
 
 def summarise(folder: Path) -> dict[str, Any]:
     """Everything about a step folder as plain JSON: step, counters, metrics, tensors by kind, configuration, state, files.
 
-    Raises `ManifestError`, `OSError` or `ValueError` where the folder is not what it should be; call `resolve` first.
+    Raises `CheckpointError` where its small files are not what was saved.
     """
+    problems = verify(folder, only=(STATE, CONFIG))
+    if problems:
+        raise CheckpointError(
+            "\n    ".join(["the checkpoint is damaged", *problems]),
+            where=str(folder),
+            fix="give the run folder, and the newest complete checkpoint is taken",
+        )
     manifest = read_manifest(folder)
     state = json.loads((folder / STATE).read_bytes())
     return {
@@ -55,11 +66,19 @@ def summarise(folder: Path) -> dict[str, Any]:
         },
         "bytes": sum(record.size for record in manifest.files.values()),
         "tensors": _tensors(manifest),
-        "config": yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")),
+        "config": _config(folder),
         "state": state,
         "files": {name: {"bytes": f.size, "sha256": f.sha256} for name, f in sorted(manifest.files.items())},
         "dropped": list(manifest.dropped),
     }
+
+
+def _config(folder: Path) -> Any:
+    text = (folder / CONFIG).read_text(encoding="utf-8")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _tensors(manifest: Manifest) -> dict[str, Any]:
@@ -110,9 +129,26 @@ def _lookup(config: Any, key: str) -> Any:
 
 
 def _plan(plan: Any) -> list[str]:
-    """A data plan in short: one line a key, long values cut."""
-    if plan is None:
-        return []
-    items = plan.items() if isinstance(plan, dict) else [("", plan)]
-    texts = (f"{key}: {json.dumps(value)}".removeprefix(": ") for key, value in items)
-    return [text if len(text) <= 100 else f"{text[:99]}…" for text in texts]
+    """A data plan in short: for each split its plain values, then a line for each of its first sources, without hashes."""
+    if not isinstance(plan, dict):
+        return [] if plan is None else [_cut(json.dumps(plan))]
+    lines = []
+    for split, content in plan.items():
+        lines.append(_cut(f"{split}: {_plain(content)}"))
+        sources = content.get("sources") if isinstance(content, dict) else None
+        if isinstance(sources, list):
+            lines += [_cut(f"  from {_plain(source)}") for source in sources[:SHOWN_SOURCES]]
+            lines += [f"  and {len(sources) - SHOWN_SOURCES} more"] if len(sources) > SHOWN_SOURCES else []
+    return lines
+
+
+def _plain(value: Any) -> str:
+    """The values of an object that are neither objects nor hashes: `order native, samples 360`."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    shown = (f"{k} {v}" for k, v in value.items() if not isinstance(v, dict | list) and "sha256" not in k)
+    return ", ".join(shown)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LINE else f"{text[: LINE - 1]}…"
