@@ -59,6 +59,19 @@ def test_reasons(line, reason):
     assert reject.excerpt
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(GOOD * 3 + [line for line, _ in BAD_LINES]), min_size=1, max_size=8))
+def test_lines_that_are_mostly_something_else(lines):
+    """After a batch with little text in it, the next is parsed without decoding what is not text."""
+    parser = JsonLines(("text",))
+    parser.parse(memoryview(b'{"text": "a", "long": "' + b"x" * 99 + b'"}\n'))
+    assert not parser._mostly_text
+    parsed = parser.parse(memoryview(b"\n".join(lines) + b"\n"))
+    documents, bad, _ = expected(lines)
+    assert parsed.columns == [documents]
+    assert [reject.line for reject in parsed.rejects] == bad
+
+
 def test_two_objects_on_a_line_and_one_on_two_do_not_cancel_out():
     batch = b'{"text": "a"}{"text": "b"}\n{"text":\n"c"}\n'
     parsed = JsonLines(("text",)).parse(memoryview(batch))

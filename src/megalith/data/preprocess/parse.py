@@ -54,6 +54,7 @@ class JsonLines:
         ]
         self._decoder = msgspec.json.Decoder(msgspec.defstruct("Line", fields, gc=False))
         self._plain = msgspec.json.Decoder(dict[str, Any])
+        self._mostly_text = True
 
     def parse(self, batch: memoryview) -> Parsed:
         return self._parse_clean(batch) or self._parse_lines(batch)
@@ -61,19 +62,28 @@ class JsonLines:
     def _parse_clean(self, batch: memoryview) -> Parsed | None:
         """All lines at once, or None where one of them may be bad.
 
-        `decode_lines` accepts an object on two lines, two on one line, and bad UTF-8 in keys it skips; hence the checks:
-        between a closing and an opening brace with a newline between them there is always a line's end.
+        `decode_lines` accepts an object on two lines and two on one line, hence the frame: between a closing and an
+        opening brace with a newline between them there is always a line's end. It looks at the UTF-8 of values that it
+        decodes, not of those it skips: so where the text is most of a line, everything is decoded, and where it is not,
+        the whole batch is looked at beforehand.
         """
         lines = _framed_objects(np.frombuffer(batch, np.uint8))
         if lines == 0:
             return None
         try:
-            objects = self._decoder.decode_lines(batch)
-            if len(objects) != lines or not _is_utf8(batch):
-                return None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if self._mostly_text:
+                values = self._plain.decode_lines(batch)
+                columns = [[value[key].encode() for value in values] for key in self.keys]
+            else:
+                _check_utf8(batch)
+                objects = self._decoder.decode_lines(batch)
+                columns = [[getattr(each, name).encode() for each in objects] for name in self._names]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, AttributeError):
             return None
-        return Parsed([[getattr(o, name).encode() for o in objects] for name in self._names], lines=lines)
+        if len(columns[0]) != lines:
+            return None
+        self._mostly_text = 2 * sum(len(text) for column in columns for text in column) > len(batch)
+        return Parsed(columns, lines=lines)
 
     def _parse_lines(self, batch: memoryview) -> Parsed:
         parsed = Parsed([[] for _ in self.keys])
@@ -196,11 +206,10 @@ def bad_utf8(text: bytes | memoryview) -> str:
     return ""
 
 
-def _is_utf8(batch: memoryview) -> bool:
-    """Raises UnicodeDecodeError rather than return False."""
+def _check_utf8(batch: memoryview) -> None:
+    """UnicodeDecodeError if the bytes are not UTF-8."""
     if np.frombuffer(batch, np.int8).min() < 0:
         codecs.utf_8_decode(batch, "strict", True)
-    return True
 
 
 def _framed_objects(data: np.ndarray) -> int:

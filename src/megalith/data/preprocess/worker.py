@@ -52,6 +52,10 @@ from megalith.errors import MegalithError
 from megalith.tokenizers.fast import Encoder
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_GC_THRESHOLD = 200_000
+"""A batch of parsed lines is many objects at once, none of them garbage before its end."""
+_WATCHED_BYTES = 4 << 20
+"""How much text is encoded between two looks at the process's own size."""
 _ENCODED_AT_ONCE = 8192
 """Documents: an array for each is dear when they are a letter long."""
 
@@ -91,6 +95,7 @@ class Worker:
         self._json = JsonLines(task.keys)
         self._reader = LineReader(record_bytes=task.record_bytes)
         self._base = _resident_bytes()
+        self._unwatched = 0
 
     def serve(self) -> None:
         while True:
@@ -123,7 +128,7 @@ class Worker:
                 lines += parsed.lines
                 blank += parsed.blank
                 del parsed
-                self._limit_memory()
+                self._limit_memory(len(item))
         finally:
             if file is not None:
                 file.close()
@@ -179,7 +184,7 @@ class Worker:
             for value in values:
                 if isinstance(value, Span):
                     record.checked(value, json=json)
-                    self._limit_memory()
+                    self._limit_memory(_WATCHED_BYTES)
         except BadRecord as error:
             self._emitter.reject(Reject(line, str(error), excerpt(record.excerpt())))
             return
@@ -187,15 +192,19 @@ class Worker:
             document = self._emitter.open_document(key)
             for piece in [value] if isinstance(value, bytes) else record.pieces(value, json=json):
                 document.add(self._encoder.encode([piece])[0])
-                self._limit_memory()
+                self._limit_memory(_WATCHED_BYTES)
             document.close()
 
     def _ids_of_each(self, texts: list[bytes]) -> list[list[int]]:
         ids, lengths = self._encoder.encode(texts)
         return [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])]
 
-    def _limit_memory(self) -> None:
+    def _limit_memory(self, encoded: int) -> None:
         """Empty the tokenizer's word cache, which grows with every new word, before it fills the machine."""
+        self._unwatched += encoded
+        if self._unwatched < _WATCHED_BYTES:
+            return
+        self._unwatched = 0
         if _resident_bytes() - self._base > self.task.cache_bytes:
             self._encoder.reset()
             gc.collect()
@@ -245,6 +254,7 @@ def serve(make: Callable[[], Worker], connection: Connection, parent: int) -> No
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.freeze()  # what was forked is left alone, so that its pages stay shared
+    gc.set_threshold(_GC_THRESHOLD)
     gc.enable()
     code = 0
     try:
