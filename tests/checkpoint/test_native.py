@@ -161,6 +161,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         save(tmp_path / "file" / "checkpoints", 1)
 
 
+def test_leftovers_that_cannot_be_removed_are_a_user_error(tmp_path, monkeypatch):
+    (tmp_path / "step_0000001.partial").mkdir()
+    monkeypatch.setattr(
+        layout, "remove_tree", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(CheckpointError, match=r"cannot be saved here .Permission denied"):
+        checkpointer(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("state", "error", "why"),
     [

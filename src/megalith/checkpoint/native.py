@@ -145,7 +145,10 @@ class Checkpointer:
         self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.notices = names.clean_leftovers(self.root)
+        try:
+            self.notices = names.clean_leftovers(self.root)
+        except OSError as error:
+            raise self._unusable(error) from error
         for notice in self.notices:
             logger.warning(notice)
 
@@ -206,11 +209,7 @@ class Checkpointer:
             self.root.mkdir(parents=True, exist_ok=True)
             free = free_bytes(self.root)
         except OSError as error:
-            raise CheckpointError(
-                f"checkpoints cannot be saved here ({error.strerror or error})",
-                where=str(self.root),
-                fix="choose a writable folder (exp_manager.exp_dir or exp_manager.checkpoint_callback_params.dirpath)",
-            ) from error
+            raise self._unusable(error) from error
         needed += MARGIN
         if free < needed:
             raise CheckpointError(
@@ -219,6 +218,13 @@ class Checkpointer:
                 fix="free disk space or lower exp_manager.checkpoint_callback_params.save_top_k; "
                 "the checkpoints saved so far are untouched",
             )
+
+    def _unusable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoints cannot be saved here ({error.strerror or error})",
+            where=str(self.root),
+            fix="choose a writable folder (exp_manager.exp_dir or exp_manager.checkpoint_callback_params.dirpath)",
+        )
 
     def _write(self, job: _Job, hasher: Hasher) -> None:
         name = names.step_name(job.step)
