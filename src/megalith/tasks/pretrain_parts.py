@@ -162,7 +162,8 @@ def _machine(
     )
     planned = per_token * model.encoder_seq_length * model.batch_schedule.consumed_at(steps)
     compiled = resolve_compile(model.compile, topology.device, planned_flops=planned)
-    meter = Meter(per_token, peak(device_name(topology.device), precision.value))
+    known = peak(device_name(topology.device), precision.value, given=config.trainer.peak_tflops)
+    meter = Meter(per_token, known)
     return Machine(topology, precision, compiled), meter
 
 
