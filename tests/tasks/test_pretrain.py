@@ -194,6 +194,15 @@ def test_no_checkpoints_when_they_are_switched_off(corpus, tmp_path):
     assert steps_in(tmp_path) == []
 
 
+def test_without_validation_it_saves_by_the_clock_and_keeps_the_newest(corpus, tmp_path):
+    _, text = pretrain(corpus, tmp_path, "trainer.limit_val_batches=0", f"{RELATIVE}.save_top_k=2", steps=3)
+    assert "every 0:30:00 (h:mm:ss), and at the end" in text
+    more = [f"{RELATIVE}.every_n_train_steps=1", f"{RELATIVE}.save_top_k=2", "trainer.limit_val_batches=0"]
+    _, text = pretrain(corpus, tmp_path, *more, steps=6)
+    assert "after every step, and at the end" in text
+    assert steps_in(tmp_path) == [5, 6]
+
+
 def test_a_bad_template_is_an_error_before_anything_is_trained(corpus, tmp_path):
     for template in ("a/b", "{val_loss:.2q}", "{}"):
         with pytest.raises(MegalithError, match="checkpoint_callback_params"):

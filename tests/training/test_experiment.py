@@ -12,7 +12,7 @@ import pytest
 
 from megalith.errors import CheckpointError, ConfigError
 from megalith.training.config import ExpManagerConfig
-from megalith.training.experiment import choose_folder, git_info, log_files, open_folder
+from megalith.training.experiment import choose_folder, git_info, hold, log_files, open_folder
 from megalith.training.metrics import MetricsFile
 
 NOW = datetime(2024, 5, 6, 7, 8, 9)
@@ -150,3 +150,16 @@ def test_an_exception_is_written_down_with_its_traceback(tmp_path):
         raise ZeroDivisionError("so")
     assert "ZeroDivisionError: so" in (tmp_path / "megalith_error_log.txt").read_text()
     assert said == []
+
+
+def test_a_second_start_of_a_running_run_is_refused(tmp_path):
+    with hold(tmp_path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)",
+             str(tmp_path / ".running")], stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert b"BlockingIOError" in other.communicate()[1]
+        with pytest.raises(CheckpointError, match="trains in this folder"), hold(tmp_path):
+            pass
+    with hold(tmp_path):  # given back
+        pass

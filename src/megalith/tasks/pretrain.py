@@ -23,9 +23,9 @@ from megalith.models.family import describe
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_parts import Parts, prepare
 from megalith.training.checkpointing import SaveTimes
-from megalith.training.experiment import log_files, open_folder
+from megalith.training.experiment import hold, log_files, open_folder
 from megalith.training.loggers import check_loggers, log_configuration, make_loggers
-from megalith.training.progress import ProgressDisplay, thousands
+from megalith.training.progress import ProgressDisplay, duration, thousands
 from megalith.training.saving import Saver
 from megalith.training.stopping import StopRequest
 from megalith.training.trainer import Batches, LoopSettings, Outcome, Run, fit
@@ -57,6 +57,7 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
 
 def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
     """Make the run's folder ready, and log into it."""
+    stack.enter_context(hold(parts.experiment.folder))
     notices = open_folder(
         parts.experiment,
         config_yaml=parts.composed.yaml(),
@@ -129,8 +130,7 @@ def make_saver(parts: Parts, retention: Retention, scratch: Path) -> Saver:
 def policy(config: PretrainGPTConfig) -> Policy:
     """Which checkpoints stay, and their names. Errors: `ConfigError` for a template that cannot be one."""
     params = config.exp_manager.checkpoint_callback_params
-    validates = config.trainer.val_check_interval and config.trainer.limit_val_batches
-    monitor = params.monitor if validates or params.monitor != "val_loss" else None
+    monitor = params.monitor if _validates(config) or params.monitor != "val_loss" else None
     field = f"{{{monitor}:.4f}}-" if monitor else ""
     try:
         return Policy(
@@ -147,18 +147,28 @@ def policy(config: PretrainGPTConfig) -> Policy:
         raise ConfigError([Problem(where, str(error), "as megatron_gpt--{val_loss:.2f}-{step}")]) from error
 
 
+def _validates(config: PretrainGPTConfig) -> bool:
+    trainer = config.trainer
+    return bool(trainer.limit_val_batches) and 0 < (trainer.val_check_interval or 0) <= trainer.max_steps
+
+
+def save_times(config: PretrainGPTConfig) -> SaveTimes:
+    """When the run saves. Where nobody says and there is no validation to save after: every half an hour."""
+    params = config.exp_manager.checkpoint_callback_params
+    times = SaveTimes(steps=params.every_n_train_steps or None, seconds=params.interval_seconds)
+    return SaveTimes(seconds=1800.0) if times.after_validation and not _validates(config) else times
+
+
 def loop_settings(config: PretrainGPTConfig, step: int = 0) -> LoopSettings:
     """When things happen in this run. `fast_dev_run`: a few steps and no files."""
-    trainer, manager = config.trainer, config.exp_manager
-    params, trial = manager.checkpoint_callback_params, int(trainer.fast_dev_run)
+    trainer, trial = config.trainer, int(config.trainer.fast_dev_run)
     validate = trainer.val_check_interval if trainer.limit_val_batches else None
-    saves = SaveTimes(steps=params.every_n_train_steps or None, seconds=params.interval_seconds)
     last = min(step + trial, trainer.max_steps) if trial else trainer.max_steps
     return LoopSettings(
         max_steps=last,
         log_every=1 if trial else trainer.log_every_n_steps,
         validate_every=last if trial and validate else validate,
-        save=saves if manager.create_checkpoint_callback and not trial else None,
+        save=save_times(config) if config.exp_manager.create_checkpoint_callback and not trial else None,
         max_seconds=trainer.max_seconds,
         profiler=trainer.profiler,
         lightning={"detect_anomaly": trainer.detect_anomaly, "benchmark": trainer.benchmark},
@@ -197,15 +207,26 @@ def summary(parts: Parts) -> list[str]:
             if known
             else "no MFU: the peak is not known"
         ),
+        f"saves      {_words(config)}",
         f"folder     {parts.experiment.folder}",
         f"start      {begin}",
     ]
 
 
+def _words(config: PretrainGPTConfig) -> str:
+    """When it saves, in words."""
+    if not config.exp_manager.create_checkpoint_callback or config.trainer.fast_dev_run:
+        return "never"
+    times = save_times(config)
+    said = [f"every {times.steps:,} steps" if times.steps > 1 else "after every step"] if times.steps else []
+    said += [f"every {duration(times.seconds)} (h:mm:ss)"] if times.seconds else []
+    return " and ".join(said or ["after each validation"]) + ", and at the end"
+
+
 def _finish(parts: Parts, outcome: Outcome, console: Console) -> int:
     steps, found = parts.config.trainer.max_steps, outcome.validation
     where = f"step {outcome.step} of {steps}"
-    if outcome.stopped:
+    if outcome.stopped and outcome.step < steps:
         _tell(
             console,
             f"{outcome.stopped}: stopped after saving at {where}; the same command goes on from there",

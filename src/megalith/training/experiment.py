@@ -14,9 +14,11 @@ Knows names and files. Knows neither engine nor trainer.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,11 @@ from megalith.training.metrics import MetricsFile
 
 if TYPE_CHECKING:
     from megalith.training.config import ExpManagerConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 DEFAULT_FOLDER = "nemo_experiments"
 LOGGERS = ("megalith", "lightning.pytorch")
@@ -151,6 +158,34 @@ class _Say(logging.Handler):
         if getattr(record, "shown", False):  # the command line shows it
             return
         self._say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Within, the folder is this process's: a second start of the same run would move its files and cut its metrics.
+
+    The lock goes with the process, however it ends. Errors: `CheckpointError` when another process has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".running", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise CheckpointError(
+                f"process {file.read().strip() or '?'} trains in this folder",
+                where=str(folder),
+                fix="wait for it or stop it; another run needs another exp_manager.name",
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 @contextmanager
