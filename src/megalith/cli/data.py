@@ -136,7 +136,7 @@ def verify(
     prefix: Prefix,
     vocab_size: Annotated[
         int | None,
-        typer.Option("--vocab-size", min=1, help="every id must be below it [default: the side-car's]"),
+        typer.Option("--vocab-size", min=1, help="every id must be below it; default: the side-car's"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

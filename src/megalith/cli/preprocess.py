@@ -65,7 +65,9 @@ def preprocess(
     ],
     json_keys: Annotated[
         list[str] | None,
-        typer.Option("--json-keys", "--json-key", metavar="KEY...", help="where a line has its text [text]"),
+        typer.Option(
+            "--json-keys", "--json-key", metavar="KEY...", help="where a line has its text; default: text"
+        ),
     ] = None,
     tokenizer_type: Annotated[
         str | None, typer.Option(help="GPT2BPETokenizer (default), HFTokenizer")

@@ -50,7 +50,7 @@ def train(
     ] = 2,
     special_tokens: Annotated[
         list[str] | None,
-        typer.Option("--special-token", help="may be repeated [default: <|endoftext|>]"),
+        typer.Option("--special-token", help="may be repeated; default: <|endoftext|>"),
     ] = None,
     json_key: Annotated[
         str, typer.Option("--json-key", "--json-keys", help="where a JSON line has its text")
