@@ -15,8 +15,9 @@ from megalith.data.indexed.format import dtype_code
 from megalith.data.indexed.mmap import open_indexed
 from megalith.data.indexed.sidecar import read_side_car
 from megalith.data.indexed.verify import verify
-from megalith.data.preprocess import check, feed, long
+from megalith.data.preprocess import check
 from megalith.data.preprocess import run as run_module
+from megalith.data.preprocess.batches import Limits
 from megalith.data.preprocess.options import Options, parse_bytes
 from megalith.data.preprocess.pipeline import TooManyRejected
 from megalith.data.preprocess.publish import LoggedArray, count_duplicates
@@ -255,17 +256,16 @@ def test_no_document_at_all(folder):
 @pytest.fixture
 def small_limits(monkeypatch):
     """Everything above a few KiB is long."""
-    monkeypatch.setattr(long, "PIECE_BYTES", 1 << 12)
-    monkeypatch.setattr(long, "UNCUT_BYTES", 1 << 13)
-    monkeypatch.setattr(long, "_READ_BYTES", 1000)
-    monkeypatch.setattr(long, "_LONG_STRING", 500)
-    monkeypatch.setattr(long, "_SKELETON_BYTES", 1 << 13)
-    monkeypatch.setattr(feed, "RECORD_BYTES", 1 << 12)
-    monkeypatch.setattr(run_module, "RECORD_BYTES", 1 << 12)
+    limits = Limits(record=1 << 12, piece=1 << 12, uncut=1 << 13, reading=1000, string=500, skeleton=1 << 13)
+    monkeypatch.setattr(run_module, "FAST", limits)
+    monkeypatch.setattr(run_module, "REFERENCE", limits)
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-def test_long_lines(folder, tokenizer, small_limits, suffix):
+def test_long_lines(folder, tokenizer, small_limits, monkeypatch, suffix, fast):
+    if not fast:
+        monkeypatch.setattr(run_module, "unchecked_encoder", lambda tokenizer: (None, "off"))
     texts = make_texts(30, 1) + make_texts(6, 2, words=60_000) + make_texts(30, 3)
     data = json_lines(texts, more=["x" * 3000, {"deep": "y" * 700}])
     path = folder / f"c{suffix}"

@@ -18,9 +18,23 @@ from megalith.data.preprocess.sources import unreadable
 from megalith.errors import DataError
 
 BATCH_BYTES = 1 << 19
-RECORD_BYTES = 4 << 20
 _SEARCH_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes. `record`: a longer one is not loaded. The rest is for those (`long`): a `piece` of text is cut once that
+    much has gathered, text of `uncut` without a place to cut is refused, `reading` is read at once, a `string` that is
+    longer is taken out of its line, of which `skeleton` may remain.
+    """
+
+    record: int = 4 << 20
+    piece: int = 4 << 20
+    uncut: int = 8 << 20
+    reading: int = 1 << 20
+    string: int = 1 << 16
+    skeleton: int = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class PlainFile:
 class LineReader:
     """Batches of the lines of plain files. Keeps one buffer for all of them."""
 
-    def __init__(self, batch_bytes: int = BATCH_BYTES, record_bytes: int = RECORD_BYTES) -> None:
+    def __init__(self, batch_bytes: int = BATCH_BYTES, record_bytes: int = Limits.record) -> None:
         self.batch_bytes = min(
             batch_bytes, record_bytes
         )  # so that a long line is the first one in the buffer

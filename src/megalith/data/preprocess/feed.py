@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from megalith.data.preprocess.batches import RECORD_BYTES
 from megalith.data.preprocess.files import open_new, writing
 from megalith.data.preprocess.sources import Source
 from megalith.data.preprocess.streams import ByteStream
@@ -209,11 +208,6 @@ class Feed:
 
 class _Closed(Exception):
     """The run ends while the thread waits."""
-
-
-def input_slot_bytes() -> int:
-    """One byte more than the largest record that is handled whole."""
-    return RECORD_BYTES + 1
 
 
 def _line_end(data: bytes) -> tuple[int, int] | None:

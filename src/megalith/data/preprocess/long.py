@@ -19,16 +19,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from megalith.data.preprocess.batches import PlainFile, Span
+from megalith.data.preprocess.batches import Limits, PlainFile, Span
 from megalith.data.preprocess.parse import JsonLines, bad_utf8
 
-PIECE_BYTES = 4 << 20
-"""A piece is cut once that much text has gathered."""
-UNCUT_BYTES = 8 << 20
-"""Text of that length without a place to cut is refused."""
-_READ_BYTES = 1 << 20
-_LONG_STRING = 1 << 16
-_SKELETON_BYTES = 4 << 20
 _WINDOW = 256
 _STRETCH = 1 << 16
 _CANDIDATES = 8
@@ -58,12 +51,13 @@ class BadRecord(Exception):
 class Skeleton:
     """A line without its long strings: `line` has a mark for each, `strings` where they are in the file."""
 
+    limit: int
     line: bytearray = field(default_factory=bytearray)
     strings: list[Span] = field(default_factory=list)
 
     def add(self, part: bytes) -> None:
-        if len(self.line) + len(part) > _SKELETON_BYTES:
-            raise BadRecord(f"longer than {_SKELETON_BYTES >> 20} MiB besides its long strings")
+        if len(self.line) + len(part) > self.limit:
+            raise BadRecord(f"longer than {_size(self.limit)} besides its long strings")
         self.line += part
 
 
@@ -73,8 +67,9 @@ class LongRecord:
     `encode` maps texts to ids, to try places to cut. Every method may raise `BadRecord`.
     """
 
-    def __init__(self, file: PlainFile, span: Span, encode: Encode) -> None:
+    def __init__(self, file: PlainFile, span: Span, encode: Encode, limits: Limits) -> None:
         self._file = file
+        self._limits = limits
         self._span = span
         self._encode = encode
 
@@ -94,7 +89,7 @@ class LongRecord:
     def pieces(self, span: Span, *, json: bool, cut: bool = True) -> Iterator[bytes]:
         """The text of a span in order, each piece cut at a safe place (`cut`), or just as it was read."""
         decoded = self._unescaped(span) if json else self._plain(span)
-        return _cut(decoded, self._encode) if cut else decoded
+        return _cut(decoded, self._encode, self._limits) if cut else decoded
 
     def checked(self, span: Span, *, json: bool) -> None:
         """Go through all pieces once, so that handing them out afterwards cannot fail."""
@@ -105,12 +100,12 @@ class LongRecord:
         return self._file.read(self._span.start, min(1024, self._span.end - self._span.start))
 
     def _chunks(self, span: Span) -> Iterator[bytes]:
-        for offset in range(span.start, span.end, _READ_BYTES):
-            yield self._file.read(offset, min(_READ_BYTES, span.end - offset))
+        for offset in range(span.start, span.end, self._limits.reading):
+            yield self._file.read(offset, min(self._limits.reading, span.end - offset))
 
     def _skeleton(self) -> Skeleton:
         """Walk through the line, string by string."""
-        skeleton = Skeleton()
+        skeleton = Skeleton(self._limits.skeleton)
         inside = False
         string_start = position = self._span.start
         held = b""  # of the string under way, while it is short, or a backslash whose partner is not read yet
@@ -137,7 +132,7 @@ class LongRecord:
         return skeleton
 
     def _close_string(self, skeleton: Skeleton, string: Span) -> None:
-        if string.end - string.start <= _LONG_STRING:
+        if string.end - string.start <= self._limits.string:
             skeleton.add(b'"' + self._file.read(string.start, string.end - string.start) + b'"')
             return
         skeleton.add(msgspec.json.encode(_MARK.format(len(skeleton.strings))))
@@ -193,19 +188,23 @@ def _whole_characters(data: bytes) -> int:
     return len(data)
 
 
-def _cut(texts: Iterator[bytes], encode: Encode) -> Iterator[bytes]:
+def _size(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+def _cut(texts: Iterator[bytes], encode: Encode, limits: Limits) -> Iterator[bytes]:
     """Re-cut a stream of text at places that do not change ids."""
     held = b""
     for text in texts:
         held += text
-        if len(held) < PIECE_BYTES:
+        if len(held) < limits.piece:
             continue
         place = _place(held, encode)
         if place:
             yield held[:place]
             held = held[place:]
-        elif len(held) >= UNCUT_BYTES:
-            raise BadRecord(f"{UNCUT_BYTES >> 20} MiB of text without a place between words to cut it")
+        elif len(held) >= limits.uncut:
+            raise BadRecord(f"{_size(limits.uncut)} of text without a place between words to cut it")
     if held:
         yield held
 

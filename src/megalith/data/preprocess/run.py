@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 from megalith.data.indexed.format import storage_dtype
 from megalith.data.indexed.sidecar import TokenizerRecord
-from megalith.data.preprocess.batches import RECORD_BYTES
+from megalith.data.preprocess.batches import Limits
 from megalith.data.preprocess.check import Checker, Disagreement
-from megalith.data.preprocess.feed import Feed, input_slot_bytes, is_streamed
+from megalith.data.preprocess.feed import Feed, is_streamed
 from megalith.data.preprocess.files import writing
 from megalith.data.preprocess.journal import Store
 from megalith.data.preprocess.options import Options
@@ -40,6 +40,9 @@ from megalith.tokenizers.fast import Encoder, ReferenceEncoder, unchecked_encode
 from megalith.tokenizers.load import load_tokenizer
 from megalith.tokenizers.names import FILE_KEYS, TokenizerFiles
 
+FAST = Limits()
+REFERENCE = Limits(record=1 << 20, piece=1 << 19, uncut=1 << 21)
+"""The reference tokenizer takes 200 bytes for every byte of text."""
 _SLOT_SHARE = 2
 """Tokens of an output slot: block bytes over this."""
 
@@ -79,12 +82,6 @@ class _Run:
         self._tokenizer = load_tokenizer(options.tokenizer)
         self._eod = _eod(self._tokenizer) if options.append_eod else None
         self._dtype = storage_dtype(self._tokenizer.vocab_size, options.implementation)
-        self._workers = options.affordable_workers()
-        if self._workers < options.workers:
-            notify(
-                f"{options.workers} workers do not fit in {options.max_memory / 2**30:.3g} GiB: "
-                f"using {self._workers} (--max-memory allows more)"
-            )
         self._meter = Meter(self._sources, started)
         self._progress = show(self._meter) if show else PlainProgress(self._meter, options.log_interval)
 
@@ -110,20 +107,20 @@ class _Run:
             ) from None
 
     def _attempt(self, encoder: Encoder, trial: Trial | None) -> Summary:
-        options = self._options
+        options, limits = self._options, FAST if trial else REFERENCE
+        workers = self._count_workers(trial is not None)
         streamed = any(is_streamed(source, options.txt_documents) for source in self._sources)
-        input_slots = self._workers + 2 if streamed else 0
+        input_slots = workers + 2 if streamed else 0
         slot_tokens = max(options.block_bytes // _SLOT_SHARE, 1 << 16)
-        shared = SharedMemory(self._workers, self._dtype, slot_tokens, input_slots, input_slot_bytes())
-        task = Task(
-            self._sources, options.keys, self._eod, options.txt_documents, options.cache_bytes(), RECORD_BYTES
-        )
+        shared = SharedMemory(workers, self._dtype, slot_tokens, input_slots, limits.record + 1)
+        cache_bytes = options.cache_bytes(fast=trial is not None)
+        task = Task(self._sources, options.keys, self._eod, options.txt_documents, cache_bytes, limits)
 
         def make(number: int, connection: Connection) -> Worker:
             return Worker(task, encoder, shared, number, connection)
 
         strangers = [trial.checker.connection] if trial else []
-        with closing(Pool(self._workers, make, strangers)) as pool, closing(self._open_store()) as store:
+        with closing(Pool(workers, make, strangers)) as pool, closing(self._open_store()) as store:
             if trial is None:
                 store.trust()
             feed = Feed(
@@ -142,6 +139,16 @@ class _Run:
                     self._refuse(store)
             pool.close()
             return self._finish(store, (trial.checker.hash if trial else "") or self._tokenizer.hash())
+
+    def _count_workers(self, fast: bool) -> int:
+        options = self._options
+        self._workers = options.affordable_workers(fast=fast)
+        if self._workers < options.workers:
+            self._notify(
+                f"{options.workers} workers do not fit in {options.max_memory / 2**30:.3g} GiB: "
+                f"using {self._workers} (--max-memory allows more)"
+            )
+        return self._workers
 
     def _open_store(self) -> Store:
         options = self._options

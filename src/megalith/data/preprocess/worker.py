@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 
 from megalith.data.preprocess.batches import (
+    Limits,
     LineReader,
     PlainFile,
     Span,
@@ -69,7 +70,7 @@ class Task:
     eod: int | None
     txt_documents: str
     cache_bytes: int
-    record_bytes: int
+    limits: Limits
 
 
 class ParentGone(Exception):
@@ -93,7 +94,7 @@ class Worker:
         self._emitter = Emitter(shared, number, self._send, self._acquire)
         self._emitter.eod = task.eod
         self._json = JsonLines(task.keys)
-        self._reader = LineReader(record_bytes=task.record_bytes)
+        self._reader = LineReader(record_bytes=task.limits.record)
         self._base = _resident_bytes()
         self._unwatched = 0
 
@@ -168,7 +169,7 @@ class Worker:
         return self._reader.batches(file, job.start, job.stop)
 
     def _whole(self, file: PlainFile) -> memoryview | Span:
-        if file.size > self.task.record_bytes:
+        if file.size > self.task.limits.record:
             return Span(0, file.size)
         return memoryview(file.read(0, file.size))
 
@@ -178,7 +179,7 @@ class Worker:
         if not json and self.task.txt_documents != "file":
             ending = file.read(max(span.start, span.end - 16), min(16, span.end - span.start))
             span = Span(span.start, span.end - len(ending) + len(ending.rstrip(b"\r\n")))
-        record = LongRecord(file, span, self._ids_of_each)
+        record = LongRecord(file, span, self._ids_of_each, self.task.limits)
         try:
             values: list[bytes | Span] = record.json(self._json) if json else [span]
             for value in values:
