@@ -17,7 +17,7 @@ from rich.console import Console
 from megalith.checkpoint.native import Checkpointer
 from megalith.checkpoint.retention import Policy, Retention
 from megalith.config.compose import Composed
-from megalith.engine.metrics import device_name
+from megalith.engine.metrics import FORMULA, device_name
 from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS, ConfigError, Problem
 from megalith.models.family import describe
 from megalith.tasks.pretrain_config import PretrainGPTConfig
@@ -201,7 +201,7 @@ def summary(parts: Parts) -> list[str]:
         *(f"{line}" for line in parts.data.streams.summary()),
         f"steps      {steps:,} of {model.global_batch_size} samples of {model.encoder_seq_length} tokens "
         f"({thousands(model.batch_schedule.consumed_at(steps) * model.encoder_seq_length)} tokens)",
-        f"speed      {parts.meter.flops_per_token:.3g} FLOPs a token; "
+        f"speed      {parts.meter.flops_per_token:.3g} FLOPs: {FORMULA}; "
         + (
             f"MFU against {known.tflops:g} TFLOP/s ({known.source})"
             if known

@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from megalith.engine.engine import Engine
 from megalith.training.metrics import Row
@@ -71,29 +73,35 @@ class ProgressDisplay:
 
     def __init__(self, *, total: int, console: Console | None = None, bar: bool = True) -> None:
         self.total, self.console, self.wanted = total, console or Console(), bar
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        columns = (
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(*columns, console=self.console)
+        self._task = self._bar.add_task("", total=total)
+        self._text = ""
+        self._live: Live | None = None
         self._step_seconds: float | None = None
 
     def start(self, step: int) -> None:
         """Draw the bar, on a terminal."""
-        if self.wanted and self.console.is_terminal and self._bar is None:
-            columns = (
-                TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-                BarColumn(20),
-                TextColumn("{task.description}"),
+        if self.wanted and self.console.is_terminal and self._live is None:
+            self.advance(step)
+            self._live = Live(
+                get_renderable=lambda: Group(self._bar, Text(self._text)),
+                console=self.console,
+                refresh_per_second=1 / REFRESH,
+                transient=True,
             )
-            self._bar = Progress(
-                *columns, console=self.console, refresh_per_second=1 / REFRESH, transient=True
-            )
-            self._task = self._bar.add_task("", total=self.total, completed=step)
-            self._bar.start()
+            self._live.start()
 
     def stop(self) -> None:
         """Take the bar away; the lines stay."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -101,20 +109,18 @@ class ProgressDisplay:
 
     def advance(self, step: int) -> None:
         """A step is done."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step)
+        self._bar.update(self._task, completed=step)
 
     def show(self, row: Row) -> None:
         """A row: into the bar, or as a line. Validations are lines always."""
         if "train_loss" not in row:
             self.say(evaluation_text(row))
             return
-        step = row["step"]
-        text = f"{train_text(row)} | ETA {self._remaining(row)}"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=text, completed=step)
-        else:
-            self.say(f"step {step}/{self.total} | {text}")
+        step, eta = row["step"], f"ETA {self._remaining(row)}"
+        self._text = train_text(row)
+        self._bar.update(self._task, completed=step, description=eta)
+        if self._live is None:
+            self.say(f"step {step}/{self.total} | {self._text} | {eta}")
 
     def _remaining(self, row: Row) -> str:
         """Steps left × a running mean of the time of a step, in which the first row (warm caches, compilation) fades."""

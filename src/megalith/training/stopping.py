@@ -66,6 +66,8 @@ class StopRequest:
             text = f"\n{received.name}: saving after this step, then stopping. Once more stops at once.\n"
             os.write(2, text.encode())
             return
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")  # the bar hides the cursor
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
