@@ -78,3 +78,15 @@ def test_a_file_of_another_vocabulary_is_refused(model, tmp_path):
     loaded = Loaded(model, None, tmp_path, state)
     with pytest.raises(DataError, match="token id 99"):
         evaluate(loaded, Request(data=str(tmp_path / "x")))
+
+
+def test_the_window_is_the_length_that_the_model_was_trained_on(model, tmp_path):
+    from megalith.data.indexed.builder import IndexedWriter
+
+    with IndexedWriter(tmp_path / "x", np.uint16) as writer:
+        writer.add_item(np.arange(30))
+        writer.end_document()
+    known = describe("gpt", model.config)
+    for plan, length in (({}, 12), ({"data_plan": {"train": {"seq_length": 7}}}, 7)):
+        report = evaluate(Loaded(model, None, tmp_path, {**known, **plan}), Request(data=str(tmp_path / "x")))
+        assert report.seq_length == length

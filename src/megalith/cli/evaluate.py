@@ -23,7 +23,9 @@ def perplexity(
     ] = "validation",
     data: Annotated[str | None, typer.Option(help="token files instead (PREFIX of .bin and .idx)")] = None,
     text_file: Annotated[str | None, typer.Option(help="a UTF-8 text instead")] = None,
-    seq_length: Annotated[int | None, typer.Option(min=1, help="window; default: the model's")] = None,
+    seq_length: Annotated[
+        int | None, typer.Option(min=1, help="window; default: the length trained on")
+    ] = None,
     overlapping_eval: Annotated[
         int | None, typer.Option(min=1, help="new targets of each later window; default: no overlap")
     ] = None,

@@ -66,7 +66,7 @@ def evaluate(loaded: Loaded, request: Request, progress: Any = None) -> Report:
     held = choose(loaded, request)
     tokens = held.tokens[: request.max_tokens] if request.max_tokens else held.tokens
     check_vocabulary(tokens, loaded, held.name)
-    length = request.seq_length or loaded.model.config.max_position_embeddings
+    length = request.seq_length or trained_length(loaded)
     stride = request.overlapping_eval or length
     options = {"length": length, "stride": stride, "batch_size": request.batch_size}
     own = score(loaded.model, tokens, progress=progress, **options)
@@ -91,6 +91,12 @@ def choose(loaded: Loaded, request: Request) -> texts.HeldOut:
     if request.data:
         return texts.from_files(request.data)
     return texts.from_plan(loaded.state, request.split, where=str(loaded.folder))
+
+
+def trained_length(loaded: Loaded) -> int:
+    """Tokens of the samples that the model was trained on: rows of its position table behind them never were."""
+    plan = (loaded.state.get("data_plan") or {}).get("train", {})
+    return int(plan.get("seq_length") or loaded.model.config.max_position_embeddings)
 
 
 def check_vocabulary(tokens: np.ndarray, loaded: Loaded, where: str) -> None:
