@@ -225,3 +225,28 @@ def test_bar_on_a_terminal(tmp_path):
 def test_numbers_for_people():
     assert [thousands(x) for x in (999.4, 18234, 2.5e6, 3e9)] == ["999", "18.2k", "2.5M", "3G"]
     assert [duration(x) for x in (5, 3729, 90061)] == ["0:00:05", "1:02:09", "1d 1:01:01"]
+
+
+class Ambient(pl.Callback):
+    """What surrounds a step."""
+
+    def __init__(self):
+        self.autocast = set()
+
+    def on_train_batch_start(self, trainer, module, *_):
+        self.autocast.add(torch.is_autocast_enabled("cpu"))
+
+
+def test_lightning_never_learns_what_the_engine_owns(tmp_path):
+    ambient = Ambient()
+    engine = make_engine(precision="bf16-mixed", clip=0.5)
+    _, _, outcome = run(tmp_path, engine=engine, steps=2, run_options={"callbacks": [ambient]})
+    trainer = outcome.trainer
+    assert (trainer.precision, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (
+        "32-true",
+        None,
+        1,
+    )
+    assert ambient.autocast == {False}
+    assert not list(outcome.module.parameters())
+    assert trainer.num_devices == 1
