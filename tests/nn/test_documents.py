@@ -143,6 +143,18 @@ def test_flex_by_name_evaluates_here_and_refuses_to_train_here():
         flex(tokens, documents=DOCUMENTS)
 
 
+def test_flex_is_part_of_a_compiled_block():
+    """As on CUDA, where blocks are compiled whole: no graph break (forward only here)."""
+    torch.compiler.reset()
+    flex, auto = make_model(attention_core="flex"), make_model()
+    tokens = torch.zeros(2, 10, dtype=torch.int64)
+    for block in flex.blocks.values():
+        block.forward = torch.compile(block.forward, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert (flex(tokens, documents=DOCUMENTS) - auto(tokens, documents=DOCUMENTS)).abs().max() < 1e-12
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("core", ["sdpa", "flex"])
 def test_fast_cores_refuse_dropout_of_probabilities(core):
     with pytest.raises(UnsupportedError, match=f"the {core} core cannot drop"):
@@ -158,6 +170,16 @@ def test_other_cores_refuse_block_masks(core):
 def test_the_core_that_auto_means():
     assert isinstance(make_core(spec()), FlexCore)
     assert isinstance(make_core(spec(dropout=0.1)), EagerCore)
+
+
+def test_the_mask_itself():
+    """Rows are queries. Numbers may fall from one document to the next, or come back."""
+    assert document_mask(torch.tensor([[5, 5, 2, 5]]))[0, 0].int().tolist() == [
+        [1, 0, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 1, 0],
+        [1, 1, 0, 1],
+    ]
 
 
 def test_lengths_of_documents():
