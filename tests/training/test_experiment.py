@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -115,6 +116,7 @@ def test_files_to_copy(tmp_path):
         start(tmp_path, 0, files=[str(tmp_path / "nothere.txt")])
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git_info(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert git_info() == ""
