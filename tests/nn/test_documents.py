@@ -167,6 +167,20 @@ def test_other_cores_refuse_block_masks(core):
         make_core(spec(core))(*qkv(), Visibility(blocks=document_blocks(DOCUMENTS)), None)
 
 
+def test_where_auto_means_flex(monkeypatch):
+    """On CUDA with triton and wide heads; everywhere else a mask that SDPA honours."""
+    core = make_core(AttentionSpec(64, 4, 4, 16))
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert core.wants_blocks(cuda)
+    assert not core.wants_blocks(cpu)
+    assert not make_core(spec()).wants_blocks(cuda)  # heads of 8 channels
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not core.wants_blocks(cuda)
+    with pytest.raises(UnsupportedError, match="needs triton"):
+        make_core(AttentionSpec(64, 4, 4, 16, core="flex")).wants_blocks(cuda)
+
+
 def test_the_core_that_auto_means():
     assert isinstance(make_core(spec()), FlexCore)
     assert isinstance(make_core(spec(dropout=0.1)), EagerCore)

@@ -10,6 +10,7 @@ Legend: B batch, T queries, S keys, H heads, G key-value heads, K head_dim
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -26,6 +27,9 @@ from megalith.nn.visibility import Visibility, as_mask, document_lengths
 CoreName = Literal["auto", "sdpa", "flex", "eager"]
 CALL_COST, CAUSAL_SHARE = 1500, 0.6
 """On CPU (measured): a call costs as much as this many masked scores, a causal score this share of a masked one."""
+
+FLEX_LEAST_WIDTH = 16
+"""Its kernel multiplies tiles of this many channels."""
 
 
 class CoreSpec(Protocol):
@@ -131,16 +135,29 @@ class FlexCore(SDPACore):
     def __init__(self, spec: CoreSpec) -> None:
         super().__init__(spec)
         self.insists = spec.core == "flex"
+        self.wide_enough = spec.head_dim >= FLEX_LEAST_WIDTH
 
     def wants_blocks(self, device: torch.device) -> bool:
-        """On CUDA; elsewhere only when flex was asked for by name. Errors: `UnsupportedError` to train so on a CPU."""
-        if self.insists and device.type != "cuda" and torch.is_grad_enabled():
+        """Where the kernel trains; elsewhere only to evaluate, when flex was asked for by name.
+
+        Errors: `UnsupportedError` with the reason when flex was asked for by name and cannot train.
+        """
+        reason = self.untrainable(device)
+        if self.insists and reason and torch.is_grad_enabled():
             raise UnsupportedError(
-                f"flex attention has no backward on {device.type}",
+                f"flex attention {reason}",
                 where="model.attention_core",
                 fix="use attention_core auto or sdpa, which honour document masks there",
             )
-        return device.type == "cuda" or self.insists
+        return self.insists or not reason
+
+    def untrainable(self, device: torch.device) -> str:
+        """Why document blocks cannot be used in training here; empty when they can."""
+        if device.type != "cuda":
+            return f"has no backward on {device.type}"
+        if importlib.util.find_spec("triton") is None:
+            return "needs triton, which is not installed"
+        return "" if self.wide_enough else f"needs heads of at least {FLEX_LEAST_WIDTH} channels"
 
     @functools.cached_property
     def kernel(self) -> Callable[..., torch.Tensor]:

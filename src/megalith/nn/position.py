@@ -62,9 +62,11 @@ class Rotary:
 
         Computed in float64: in fp32 the angle of position 100,000 is off by 4e-3.
         """
-        angle = positions.double()[..., None] * self.frequencies(positions.device)
+        home = positions.device
+        work = torch.device("cpu") if home.type == "mps" else home  # Apple's GPUs have no float64
+        angle = positions.to(work, torch.float64)[..., None] * self.frequencies(work)
         angle = angle[None, None] if positions.ndim == 1 else angle[:, None]
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        return angle.cos().to(home, dtype), angle.sin().to(home, dtype)
 
     def rotate(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Turns the leading R channels of (B, H, T, K); products in the dtype of `cos`, result in that of `x`."""
