@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megalith.errors import ConfigError
-from megalith.generate.sampling import Sampling, choose, draw, filtered, forbid, penalise
+from megalith.generate.sampling import Sampling, choose, draw, filtered, forbid, most_probable, penalise
 
 
 def slow_top_p(row, p):
@@ -61,7 +61,7 @@ def test_the_ends_of_the_interval():
 
 
 def test_draws_are_uniform_and_unlike():
-    values = [draw(7, row, index) for row in range(40) for index in range(50)]
+    values = [draw(7, row, index, attempt) for row in range(20) for index in range(50) for attempt in (0, 1)]
     assert len(set(values)) == 2000
     assert all(0 <= v < 1 for v in values)
     assert abs(sum(values) / 2000 - 0.5) < 0.03
@@ -72,8 +72,16 @@ def test_penalty_and_ban():
     seen = torch.tensor([[True, True, False]])
     assert penalise(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.0]]
     assert penalise(logits, seen, 1.0) is logits
-    assert forbid(logits, 0, torch.tensor([True]))[0, 0] == float("-inf")
-    assert forbid(logits, 0, torch.tensor([False])) is logits
+    assert forbid(logits, 0).tolist() == [[float("-inf"), -2.0, 1.0]]
+    assert logits[0, 0] == 2.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_first_of_the_largest(dtype):
+    logits = torch.tensor([[1.0, 5.0, 5.0], [-1.0, -2.0, -1.0], [0.0, 1.0, 3.0]], dtype=dtype)
+    assert most_probable(logits).tolist() == [1, 0, 2]
+    close = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64)
+    assert most_probable(close).tolist() == [1]
 
 
 def test_every_bad_knob_is_named_at_once():

@@ -3,44 +3,93 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megalith.cli.options import BatchSize, Checkpoint, Device, PrecisionName, TokenizerPath
+
+if TYPE_CHECKING:
+    from megalith.generate.jobs import Options
+    from megalith.generate.loading import Loaded
+    from megalith.generate.sampling import Sampling
+    from megalith.generate.text import Completion
+
+Prompt = Annotated[str | None, typer.Option(help="text to continue")]
+InputFile = Annotated[
+    str | None,
+    typer.Option(
+        "--input-file",
+        "--sample-input-file",
+        help="prompts, one a line; .jsonl: strings, or objects with a prompt; - is stdin",
+    ),
+]
+OutputFile = Annotated[
+    str | None,
+    typer.Option(
+        "--output-file",
+        "--sample-output-file",
+        help="one JSON object a prompt, in order; - (default for --input-file) is stdout",
+    ),
+]
+NumSamples = Annotated[
+    int, typer.Option(min=0, help="so many texts from nothing, all different; with --prompt, of that prompt")
+]
+GenFile = Annotated[
+    str | None, typer.Option(help="JSON lines of the texts from nothing: text, length, finished [stdout]")
+]
+Interactive = Annotated[
+    bool, typer.Option("--interactive", help="ask for prompts; Ctrl-C ends a text, Ctrl-D leaves")
+]
+MaxTokens = Annotated[int, typer.Option("--tokens-to-generate", "--out-seq-length", help="at most")]
+MinTokens = Annotated[int, typer.Option(help="no end of document before")]
+Temperature = Annotated[float | None, typer.Option(help="below 1 sharper, above 1 flatter; 0 is greedy")]
+TopK = Annotated[int | None, typer.Option("--top-k", "--top_k", help="draw from the k most probable tokens")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", "--top_p", help="draw from the smallest set with this probability")
+]
+Penalty = Annotated[float, typer.Option(help="above 1 discourages tokens already there")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="always the most probable token")]
+Stop = Annotated[list[str] | None, typer.Option(help="end before this text; may be given again")]
+Seed = Annotated[int, typer.Option(help="of the draws")]
+LogProbs = Annotated[bool, typer.Option("--logprobs", help="the log-probability of each token too")]
+Recompute = Annotated[bool, typer.Option("--recompute", help="without the key-value cache")]
+
 
 def generate(
-    checkpoint: Annotated[str, typer.Option(help="run or step folder")],
-    prompt: Annotated[str, typer.Option(help="text to continue")],
-    tokens_to_generate: Annotated[
-        int, typer.Option("--tokens-to-generate", "--out-seq-length", help="at most")
-    ] = 64,
-    min_tokens_to_generate: Annotated[int, typer.Option(help="no end of document before")] = 0,
-    temperature: Annotated[
-        float | None, typer.Option(help="below 1 sharper, above 1 flatter; 0 is greedy")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", "--top_k", help="draw from the k most probable tokens")
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", "--top_p", help="draw from the smallest set with this probability"),
-    ] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="above 1 discourages tokens already there")] = 1.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="always the most probable token")] = False,
-    stop: Annotated[list[str] | None, typer.Option(help="end before this text; may be given again")] = None,
-    seed: Annotated[int, typer.Option(help="of the draws")] = 1234,
-    recompute: Annotated[bool, typer.Option("--recompute", help="without the key-value cache")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 64")] = "auto",
+    checkpoint: Checkpoint,
+    prompt: Prompt = None,
+    input_file: InputFile = None,
+    output_file: OutputFile = None,
+    num_samples: NumSamples = 0,
+    genfile: GenFile = None,
+    interactive: Interactive = False,
+    tokens_to_generate: MaxTokens = 64,
+    min_tokens_to_generate: MinTokens = 0,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = 1.0,
+    greedy: Greedy = False,
+    stop: Stop = None,
+    seed: Seed = 1234,
+    logprobs: LogProbs = False,
+    recompute: Recompute = False,
+    batch_size: BatchSize = 8,
+    tokenizer: TokenizerPath = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
 ) -> None:
-    """Continue a prompt, streaming. Greedy unless temperature, top-k above 1 or top-p is given.
+    """Continue a prompt, a file of prompts, or nothing. Tokens are drawn when temperature, top-k above 1, top-p or more than
+    one sample is asked for; otherwise each is the most probable one.
 
     Example: megalith generate --checkpoint quickstart/run --prompt "Return a list of" --temperature 0.7
     """
+    from megalith.generate.jobs import Options
     from megalith.generate.loading import load_model
     from megalith.generate.sampling import Sampling
-    from megalith.generate.text import UNFINISHED, stream
 
+    check_mode(prompt, input_file, output_file, num_samples, genfile, interactive)
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -51,23 +100,147 @@ def generate(
         stop=tuple(stop or ()),
         seed=seed,
         greedy=greedy,
+        num_samples=max(num_samples, 1),
     )
-    loaded = load_model(checkpoint, device=device, precision=precision)
-    written = 0
-    sys.stdout.write(prompt)
-    for (state,) in stream(loaded, [prompt], sampling, recompute=recompute):
-        text = state.text if state.finished else held_back(state.text, sampling.stop, UNFINISHED)
-        sys.stdout.write(text[written:])
-        sys.stdout.flush()
-        written = max(written, len(text))
-    sys.stdout.write("\n")
+    loaded = load_model(checkpoint, device=device, precision=precision, tokenizer=tokenizer)
+    options = Options(batch_size, recompute, logprobs)
+    if interactive:
+        talk(loaded, sampling, options)
+    elif input_file is not None:
+        continue_file(loaded, sampling, options, input_file, output_file or "-")
+    elif prompt is None:
+        sample(loaded, sampling, options, genfile or "-")
+    else:
+        continue_prompt(loaded, sampling, options, prompt, output_file)
 
 
-def held_back(text: str, stop: tuple[str, ...], unfinished: str) -> str:
-    """What may be shown now: without half a character at the end, or the beginning of a stop string."""
-    text = text.rstrip(unfinished)
-    longest = max(map(len, stop), default=0)
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(s.startswith(text[-size:]) for s in stop):
-            return text[:-size]
-    return text
+def check_mode(
+    prompt: str | None,
+    input_file: str | None,
+    output_file: str | None,
+    num_samples: int,
+    genfile: str | None,
+    interactive: bool,
+) -> None:
+    """Errors: `ConfigError` unless the flags say one thing to do."""
+    from megalith.errors import ConfigError, Problem
+
+    asked = {"--prompt": prompt is not None, "--input-file": input_file is not None}
+    asked["--interactive"] = interactive
+    named = [name for name, given in asked.items() if given]
+    problems = []
+    if len(named) > 1:
+        problems.append(Problem(", ".join(named), "each is a thing of its own to do", "keep one"))
+    if not named and not num_samples:
+        fix = "give --prompt TEXT, --input-file FILE, --num-samples N or --interactive"
+        problems.append(Problem("generate", "nothing to continue", fix))
+    if num_samples and (asked["--input-file"] or interactive):
+        problems.append(Problem("--num-samples", "goes alone, or with --prompt", "leave it out"))
+    if genfile is not None and (named or not num_samples):
+        fix = "use --output-file, or ask for texts from nothing with --num-samples N alone"
+        problems.append(Problem("--genfile", "is where texts from nothing go", fix))
+    if output_file is not None and (interactive or not named):
+        problems.append(Problem("--output-file", "goes with --prompt or --input-file", "leave it out"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def continue_prompt(
+    loaded: Loaded, sampling: Sampling, options: Options, prompt: str, output: str | None
+) -> None:
+    """One prompt: streamed, or several samples of it, or JSON."""
+    from megalith.generate.jobs import continue_all
+    from megalith.generate.lines import open_lines
+    from megalith.generate.text import Completion, stream
+
+    if output is not None:
+        with open_lines(output) as write:
+            for row in continue_all(loaded, [prompt] * sampling.num_samples, sampling, options):
+                write(row.to_json())
+        return
+    for number in range(sampling.num_samples):
+        if sampling.num_samples > 1:
+            show(
+                f"\n--- {number + 1} of {sampling.num_samples} ---\n"
+                if number
+                else f"--- 1 of {sampling.num_samples} ---\n"
+            )
+        show(prompt)
+        pieces = stream(
+            loaded, prompt, sampling, number=number, recompute=options.recompute, logprobs=options.logprobs
+        )
+        for piece in pieces:
+            show("\n" if isinstance(piece, Completion) else piece)
+        if options.logprobs:
+            show_logprobs(loaded, piece)
+
+
+def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, output: str) -> None:
+    """Every line of a file."""
+    from megalith.cli.progress import progress_bar
+    from megalith.generate.jobs import continue_all
+    from megalith.generate.lines import check_prompts, open_lines, read_prompts
+
+    prompts = read_prompts(source)
+    check_prompts(loaded, prompts, source)
+    with open_lines(output, not_over=source) as write, progress_bar("prompts") as report:
+        for done, row in enumerate(continue_all(loaded, prompts, sampling, options), 1):
+            write(row.to_json())
+            report(done, len(prompts))
+
+
+def sample(loaded: Loaded, sampling: Sampling, options: Options, output: str) -> None:
+    """Texts from nothing."""
+    from megalith.cli.progress import progress_bar
+    from megalith.generate.jobs import sample_all, unconditional_json
+    from megalith.generate.lines import open_lines
+
+    count = sampling.num_samples
+    with open_lines(output) as write, progress_bar("samples") as report:
+        for done, row in enumerate(sample_all(loaded, count, sampling, options), 1):
+            write(unconditional_json(row))
+            report(done, count)
+
+
+def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
+    """Prompts from the keyboard, or from a pipe, one a line."""
+    from megalith.cli.errors import show_error
+    from megalith.generate.interactive import converse
+
+    person = sys.stdin.isatty()
+    if person:
+        import readline  # noqa: F401 (input() gets editing and a history by it)
+
+        print("Ctrl-C ends a text, Ctrl-D leaves.", file=sys.stderr)
+
+    def ask() -> str:
+        prompt = input("prompt> " if person else "")
+        show(prompt)
+        return prompt
+
+    converse(loaded, sampling, options, ask=ask, write=show, complain=show_error)
+    if person:
+        show("\n")
+
+
+def show(text: str) -> None:
+    """Writes at once, so that a reader sees the text grow."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def show_logprobs(loaded: Loaded, row: Completion) -> None:
+    """A line a token: its text, its log-probability and its probability."""
+    import math
+
+    from megalith.cli.output import print_table
+
+    tokenizer = loaded.needs_tokenizer()
+    pairs = zip(row.tokens, row.logprobs or (), strict=True)
+    print_table(
+        ("token", "text", "log-probability", "probability"),
+        [
+            (str(token), repr(tokenizer.decode([token])), f"{p:.4f}", f"{math.exp(p):.4f}")
+            for token, p in pairs
+        ],
+    )

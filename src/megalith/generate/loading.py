@@ -16,7 +16,8 @@ from torch import nn
 from megalith.checkpoint.manifest import TOKENIZER
 from megalith.checkpoint.open import resolve
 from megalith.checkpoint.reading import load, read_state
-from megalith.errors import CheckpointError
+from megalith.errors import CheckpointError, DataError
+from megalith.generate.reading import prepare_for_reading
 from megalith.models.family import understand
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer
@@ -43,26 +44,45 @@ class Loaded:
         """The tokenizer. Errors: `CheckpointError` when the checkpoint was saved without one."""
         if self.tokenizer is None:
             raise CheckpointError(
-                "it holds no tokenizer", where=str(self.folder), fix="give --tokenizer-model FILE"
+                "it holds no tokenizer",
+                where=str(self.folder),
+                fix="give --tokenizer FILE (a tokenizer.json)",
             )
         return self.tokenizer
 
 
-def load_model(path: str | Path, *, device: str = "auto", precision: str = "auto") -> Loaded:
+def load_model(
+    path: str | Path, *, device: str = "auto", precision: str = "auto", tokenizer: str | None = None
+) -> Loaded:
     """Loads a run folder's newest checkpoint, or a step folder, for reading.
 
-    Errors: `CheckpointError` when it is not there, is damaged, or holds no model that this version knows.
+    `tokenizer` (a tokenizer.json, or a folder with one) replaces the checkpoint's own.
+    Errors: `CheckpointError` when it is not there, is damaged, or holds no model that this version knows; `DataError` for a
+    tokenizer that has more tokens than the model.
     """
     folder = resolve(path)
     state = read_state(folder)
     model_class, config = understand(state, where=str(folder))
+    spelling = open_tokenizer(folder, tokenizer, config.vocab_size)
     place = choose_device(device)
     numbers = precision_of(resolve_precision(precision, place).value)
     with torch.device("meta"):
         model = model_class(config).to(numbers.parameters)
     model.to_empty(device=place)
     load(folder, {f"model.{name}": p.detach() for name, p in model.named_parameters()})
-    model.set_compute_dtype(numbers.compute)
-    tokens = folder / TOKENIZER
-    tokenizer = load_tokenizer(tokens) if tokens.is_dir() else None
-    return Loaded(model.eval().requires_grad_(False), tokenizer, folder, state)
+    return Loaded(prepare_for_reading(model, numbers.compute), spelling, folder, state)
+
+
+def open_tokenizer(folder: Path, named: str | None, vocabulary: int) -> DefinedTokenizer | None:
+    """The tokenizer of that name, or the checkpoint's own; None when there is neither."""
+    tokens = Path(named) if named else folder / TOKENIZER
+    if not named and not tokens.is_dir():
+        return None
+    found = load_tokenizer(tokens)
+    if found.vocab_size > vocabulary:
+        raise DataError(
+            f"it has {found.vocab_size} tokens, the model knows {vocabulary}",
+            where=str(tokens),
+            fix="give the tokenizer that the model was trained with",
+        )
+    return found

@@ -95,12 +95,14 @@ class GPT(nn.Module):
         (B, T): restarted positions, and attention within the same document only; `cache`: tokens seen before.
         Errors: `UnsupportedError` for too long a sequence, a full cache, or documents with a cache.
         """
-        start = self._start(x, documents, cache)
+        if cache is not None:
+            self._check(x, documents, cache)
         if positions is None:
-            positions = torch.arange(start, start + x.shape[1], device=x.device)
-        shared = self._shared(x, start, positions, documents)
+            length = x.shape[1]
+            positions = torch.arange(length, device=x.device) if cache is None else cache.positions(length)
+        shared = self._shared(x, positions, documents, cache)
         if self.first:
-            x = self.embed(x, positions, start, keys)
+            x = self.embed(x, positions, 0 if cache is None else cache.furthest, keys)
         for i, (layer, block) in enumerate(self.blocks.items()):
             layer_key = None if keys is None else layer_keys(keys, int(layer))
             x = block(x, shared, layer_key, None if cache is None else cache.layer(i))
@@ -138,8 +140,11 @@ class GPT(nn.Module):
         set_compute_dtype(self, dtype)
         self.residual_dtype = residual_dtype
 
-    def new_cache(self, batch: int, max_length: int) -> KVCache:
-        """An empty key-value cache for this stage's layers, where its weights are and in its compute dtype."""
+    def new_cache(self, batch: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty key-value cache for this stage's layers, where its weights are. Attention over it runs in its `dtype`.
+
+        None: the compute dtype.
+        """
         config, weight = self.config, next(self.parameters())
         return KVCache(
             len(self.blocks),
@@ -147,7 +152,7 @@ class GPT(nn.Module):
             max_length,
             config.kv_heads,
             config.head_dim,
-            dtype=self.compute_dtype or weight.dtype,
+            dtype=dtype or self.compute_dtype or weight.dtype,
             device=weight.device,
         )
 
@@ -155,9 +160,7 @@ class GPT(nn.Module):
         """Ordered (pattern of the parameter's name, ("normal", std) or a constant): the first that matches decides."""
         return init_rules(self.config)
 
-    def _start(self, x: torch.Tensor, documents: torch.Tensor | None, cache: KVCache | None) -> int:
-        if cache is None:
-            return 0
+    def _check(self, x: torch.Tensor, documents: torch.Tensor | None, cache: KVCache) -> None:
         cache.check(x.shape[0], x.shape[1])
         if documents is not None:
             raise UnsupportedError(
@@ -165,13 +168,19 @@ class GPT(nn.Module):
                 where="GPT.forward(documents=…, cache=…)",
                 fix="run without the cache, or generate one document a row",
             )
-        return cache.length
 
     def _shared(
-        self, x: torch.Tensor, start: int, positions: torch.Tensor, documents: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        documents: torch.Tensor | None,
+        cache: KVCache | None,
     ) -> Shared:
-        length = x.shape[1]
-        visibility = self._visibility(start, length, documents, x.device)
+        start, length = 0 if cache is None else cache.length, x.shape[1]
+        if cache is not None and (mask := cache.visible(length)) is not None:
+            visibility = Visibility(mask=mask)
+        else:
+            visibility = self._visibility(start, length, documents, x.device)
         if self.relative_bias is not None:
             keys = torch.arange(start + length, device=x.device)
             visibility = with_bias(visibility, self.relative_bias(keys[start:], keys))

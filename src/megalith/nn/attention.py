@@ -76,6 +76,7 @@ class Attention(nn.Module):
             q, k = self.rotary.rotate(q, *shared.rotary), self.rotary.rotate(k, *shared.rotary)
         if cache is not None:
             k, v = cache.extend(k, v)
+            q = q.to(k.dtype)
         y = self.core(q, k, v, shared.visibility, keys)
         return self.out(y.transpose(1, 2).flatten(2))
 

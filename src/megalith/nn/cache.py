@@ -5,11 +5,18 @@ of sampling. Refuses to grow: a full cache is an error, not a copy.
 
     length = 3, four new tokens     |k k k|n n n n|. . .|        max_length = 10
 
+Prompts of different lengths are read padded at their ends, where a causal model's padding disturbs nobody; then
+`align_right` moves each row to the common end, so that all rows go on in the same column:
+
+    |a b c d e|. . .|  align_right([5, 2])  |a b c d e|. . .|
+    |x y - - -|. . .|  ───────────────────▶ |- - - x y|. . .|      shift = [0, 3]
+
 Legend: B batch, G key-value heads, K head_dim, T new tokens, S tokens seen
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,7 +40,10 @@ class LayerCache(NamedTuple):
 
 
 class KVCache:
-    """Static key and value buffers of all layers of one stage. `length` is how many tokens they hold."""
+    """Static key and value buffers of all layers of one stage. `length` is how many columns they hold.
+
+    `shift` (B,): how many leading columns of each row hold nothing; None when every row starts at the first.
+    """
 
     def __init__(
         self,
@@ -50,6 +60,8 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
+        self.shift: torch.Tensor | None = None
+        self._shifts = [0] * batch
 
     @property
     def batch(self) -> int:
@@ -80,6 +92,46 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         self.length += tokens
+
+    @property
+    def furthest(self) -> int:
+        """Position of the next token of the longest row."""
+        return self.length - min(self._shifts)
+
+    def positions(self, tokens: int) -> torch.Tensor:
+        """Positions of the next tokens within their rows: (T,), or (B, T) where rows are shifted."""
+        columns = torch.arange(self.length, self.length + tokens, device=self.keys.device)
+        return columns if self.shift is None else columns - self.shift[:, None]
+
+    def visible(self, tokens: int) -> torch.Tensor | None:
+        """(B, 1, T, S) bool, True where a new token may look; None where rows are not shifted: the usual causal rule."""
+        if self.shift is None:
+            return None
+        keys = torch.arange(self.length + tokens, device=self.keys.device)
+        filled = (keys >= self.shift[:, None])[:, None, None]
+        return filled if tokens == 1 else filled & (keys <= keys[self.length :, None])
+
+    def align_right(self, lengths: Sequence[int]) -> None:
+        """Keeps the first `lengths[i]` columns of row i and moves them to end at the last filled column."""
+        if all(length == self.length for length in lengths):
+            return
+        self._shifts = [self.length - length for length in lengths]
+        for row, (by, length) in enumerate(zip(self._shifts, lengths, strict=True)):
+            for buffer in (self.keys, self.values):
+                buffer[:, row, :, by : self.length] = buffer[:, row, :, :length].clone()
+        self.shift = torch.tensor(self._shifts, device=self.keys.device)
+
+    def drop(self, row: int) -> None:
+        """Forgets one row. The last row takes its place: only that one is copied."""
+        last = self.batch - 1
+        if row != last:
+            self.keys[:, row, :, : self.length] = self.keys[:, last, :, : self.length]
+            self.values[:, row, :, : self.length] = self.values[:, last, :, : self.length]
+        self.keys, self.values = self.keys[:, :last], self.values[:, :last]
+        self._shifts[row] = self._shifts[last]
+        del self._shifts[last]
+        if self.shift is not None:
+            self.shift = torch.tensor(self._shifts, device=self.keys.device)
 
     def rewind(self, length: int = 0) -> None:
         """Forgets all but the first `length` tokens."""

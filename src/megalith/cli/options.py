@@ -1,0 +1,20 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[str, typer.Option(help="run or step folder")]
+TokenizerPath = Annotated[
+    str | None,
+    typer.Option("--tokenizer", "--tokenizer-model", help="tokenizer.json instead of the checkpoint's own"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
+PrecisionName = Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 64")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", "--micro-batch-size", min=1, help="rows at a time; changes no result")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="write the numbers to this file")]

@@ -1,0 +1,136 @@
+"""Files of lines: prompts in, one a line, every line checked before the first is continued; JSON out, one a line.
+
+Plain text: a line is a prompt, without its line end (`\\n` or `\\r\\n`; nothing else ends a line). Names that end in .jsonl or
+.json: a line is a JSON string or an object with the text under "prompt" or "text", so a prompt may hold line ends.
+
+Knows files, lines and the room that a model has. Knows no decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megalith.errors import DataError
+from megalith.generate.loading import Loaded
+from megalith.generate.text import encoded
+
+STANDARD = "-"
+"""Standard input or output, as a file's name."""
+SHOWN = 10
+"""Bad lines named at most in an error."""
+KEYS = ("prompt", "text")
+_BLOCK = 1024
+
+Complaint = tuple[int, str]
+"""Line number, from 1, and what is wrong with it."""
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a file ("-": standard input), one a line; the last line needs no line end.
+
+    Errors: `DataError` when it cannot be read, holds no line, or holds lines that are no prompts, each named.
+    """
+    lines = _lines(path)
+    parse = _json_prompt if Path(path).suffix in (".jsonl", ".json") else _plain_prompt
+    prompts: list[str] = []
+    complaints: list[Complaint] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompts.append(parse(line))
+        except ValueError as error:
+            complaints.append((number, _words(error)))
+    _refuse(path, complaints, len(lines))
+    return prompts
+
+
+def check_prompts(loaded: Loaded, prompts: Sequence[str], path: str) -> None:
+    """Errors: `DataError` naming every line that the model cannot continue: too long, or empty where nothing can stand for that."""
+    tokenizer, positions = loaded.needs_tokenizer(), loaded.model.config.max_positions
+    complaints: list[Complaint] = []
+    for begin in range(0, len(prompts), _BLOCK):
+        block = prompts[begin : begin + _BLOCK]
+        for number, (prompt, ids) in enumerate(
+            zip(block, tokenizer.encode_batch(block), strict=True), begin + 1
+        ):
+            if not ids:
+                _complain(lambda prompt=prompt: encoded(tokenizer, prompt), number, complaints)
+            elif positions is not None and len(ids) >= positions:
+                what = f"{len(ids)} tokens, the model reads fewer than {positions}"
+                complaints.append((number, what))
+    _refuse(path, complaints, len(prompts))
+
+
+@contextmanager
+def open_lines(path: str, *, not_over: str | None = None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes one JSON object a line to a file ("-": standard output), each flushed when written.
+
+    Errors: `DataError` when the file cannot be written, or is the one named by `not_over`.
+    """
+    if path == STANDARD:
+        yield lambda row: print(json.dumps(row, ensure_ascii=False), flush=True)
+        return
+    target = Path(path).expanduser()
+    if not_over and target.exists() and Path(not_over).exists() and os.path.samefile(target, not_over):
+        raise DataError("is the file that is read", where=path, fix="name another output file")
+    try:
+        file = target.open("w", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"cannot be written ({error.strerror})", where=path, fix="name another output file"
+        ) from None
+    with file:
+        yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
+
+
+def _complain(call: Callable[[], object], number: int, complaints: list[Complaint]) -> None:
+    try:
+        call()
+    except DataError as error:
+        complaints.append((number, error.problem.what))
+
+
+def _lines(path: str) -> list[bytes]:
+    try:
+        data = sys.stdin.buffer.read() if path == STANDARD else Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from None
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not lines[-1]:
+        del lines[-1]  # what follows the last line end is no line
+    if not lines:
+        raise DataError("holds no line", where=path, fix="give one prompt a line")
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def _plain_prompt(line: bytes) -> str:
+    return line.decode("utf-8")
+
+
+def _json_prompt(line: bytes) -> str:
+    found = json.loads(line.decode("utf-8"))
+    if isinstance(found, dict):
+        found = next((found[key] for key in KEYS if key in found), None)
+    if not isinstance(found, str):
+        raise ValueError('neither a string nor an object with a string under "prompt" or "text"')
+    return found
+
+
+def _words(error: ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 (byte {error.start} of the line)"
+    return f"not JSON ({error})" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _refuse(path: str, complaints: Sequence[Complaint], total: int) -> None:
+    if not complaints:
+        return
+    named = [f"line {number}: {what}" for number, what in complaints[:SHOWN]]
+    more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
+    count = f"{len(complaints)} of {total} lines cannot be continued; nothing was generated"
+    raise DataError("\n    ".join([count, *named, *more]), where=path, fix="mend or remove these lines")
