@@ -32,16 +32,12 @@ class _Command(TyperCommand):
 def _repeated(args: list[str]) -> list[str]:
     out: list[str] = []
     flag = ""
-    for arg in args:
-        if arg.startswith("--"):
-            name = arg.partition("=")[0]
-            flag = name if name in _SEVERAL else ""
-            if arg != flag:
-                out.append(arg)
-        else:
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        if not arg.startswith("--"):
             out += [flag, arg] if flag else [arg]
             continue
-        if arg in _SEVERAL and arg is args[-1]:
+        flag = arg if arg in _SEVERAL and not following.startswith("--") else ""
+        if not flag:
             out.append(arg)
     return out
 

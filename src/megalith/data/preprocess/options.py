@@ -21,7 +21,7 @@ _PARENT_BYTES = 120 << 20
 _WORKER_BYTES = {True: 150 << 20, False: 280 << 20}
 """By whether the fast tokenizer works."""
 _SMALLEST_CACHE = 32 << 20
-_LARGEST_CACHE = 256 << 20
+_LARGEST_CACHE = 128 << 20
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -58,7 +58,7 @@ class Options:
             )
         if self.workers < 1:
             raise DataError(f"{self.workers} workers", where="--workers", fix="one or more")
-        if self.max_memory < _PARENT_BYTES + _WORKER_BYTES[False] + _SMALLEST_CACHE:
+        if self.max_memory < _PARENT_BYTES + _WORKER_BYTES[False] + 2 * _SMALLEST_CACHE:
             raise DataError(
                 "too little to work in", where="--max-memory", fix="512M or more; 1G is the default"
             )
@@ -106,12 +106,12 @@ class Options:
     def affordable_workers(self, *, fast: bool) -> int:
         """How many workers fit in `max_memory` with the smallest cache each."""
         room = self.max_memory - _PARENT_BYTES
-        return max(1, min(self.workers, room // (_WORKER_BYTES[fast] + _SMALLEST_CACHE)))
+        return max(1, min(self.workers, room // (_WORKER_BYTES[fast] + 2 * _SMALLEST_CACHE)))
 
     def cache_bytes(self, *, fast: bool) -> int:
-        """How far the word cache of one worker may grow before it is emptied."""
+        """How far the word cache of one worker may grow before it is emptied. It may just have doubled its table then."""
         room = (self.max_memory - _PARENT_BYTES) // self.affordable_workers(fast=fast) - _WORKER_BYTES[fast]
-        return max(_SMALLEST_CACHE, min(room, _LARGEST_CACHE))
+        return max(_SMALLEST_CACHE, min(room // 2, _LARGEST_CACHE))
 
 
 def parse_bytes(text: str, flag: str) -> int:

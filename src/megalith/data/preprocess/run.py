@@ -235,7 +235,7 @@ class _Run:
         lines = state.lines - state.blank
         share = 100 * state.rejected / max(lines, 1)
         raise TooManyRejected(
-            f"{state.rejected:,} of {lines:,} lines ({share:.2g} %) are bad, more than {100 * limit:g} %; "
+            f"{state.rejected:,} of {lines:,} lines ({share:.3g} %) are bad, more than {100 * limit:g} %; "
             f"nothing was published{_first_reject(store)}",
             where=str(self._options.rejected),
             fix="mend the input and add --restart; or accept the loss with a larger --max-rejected: "
