@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -364,6 +365,8 @@ def test_wrong_inputs(folder, name, data, message):
         ({"implementation": "fast"}, "--dataset-impl"),
         ({"txt_documents": "page"}, "--txt-documents"),
         ({"inputs": ()}, "--input"),
+        ({"output_prefix": Path("/")}, "--output-prefix"),
+        ({"output_prefix": Path.cwd()}, "--output-prefix"),
     ],
 )
 def test_wrong_options(folder, changes, where):
@@ -371,6 +374,12 @@ def test_wrong_options(folder, changes, where):
         run(folder, changes.pop("inputs", ["x"]), **changes)
     assert caught.value.problem.where == where
     assert caught.value.problem.fix
+
+
+def test_a_pipe_is_no_input(folder):
+    os.mkfifo(folder / "p.jsonl")
+    with pytest.raises(DataError, match="a pipe or device"):
+        run(folder, [folder / "p.jsonl"])
 
 
 def test_keys_and_text_do_not_go_together(folder):

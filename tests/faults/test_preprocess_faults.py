@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 import os
 import random
 import re
@@ -189,6 +190,24 @@ def test_killed_while_publishing(folder, wanted, moment):
     assert published(folder) == [f"out_text_document.{suffix}" for suffix in ("bin", "idx", "meta.json")]
 
 
+@pytest.mark.parametrize("moment", [4, 5, 6, 7, 8, 9])
+def test_killed_while_publishing_the_second_of_two_keys(folder, tokenizer_folder, moment):
+    titles = make_texts(len(TEXTS), 4, words=5)
+    lines = [json.dumps({"text": a, "title": b}) for a, b in zip(TEXTS, titles, strict=True)]
+    (folder / "c.jsonl").write_text("\n".join(lines))
+    keys = ("text", "title")
+    pid = os.fork()
+    if pid == 0:
+        _die_at(moment)
+        run(folder, [folder / "c.jsonl"], workers=2, keys=keys)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    summary = run(folder, [folder / "c.jsonl"], workers=2, keys=keys)
+    assert summary.resumed_parts == summary.parts
+    for key, texts in (("text", TEXTS), ("title", titles)):
+        assert output(folder, key) == expected_files(_tokenizer(folder), texts)
+
+
 def _tokenizer(folder):
     from megalith.tokenizers.load import load_tokenizer
 
@@ -200,7 +219,7 @@ def _die_at(moment: int) -> None:
 
     def dying(change):
         def wrapped(self, *args, **kwargs):
-            if "out_text_document" in f"{self} {args}" and next(calls) == moment:
+            if "_document" in f"{self} {args}" and next(calls) == moment:
                 os._exit(9)
             return change(self, *args, **kwargs)
 

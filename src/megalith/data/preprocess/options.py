@@ -85,7 +85,7 @@ class Options:
                 )
         if not self.keys:
             raise DataError("no key", where="--json-keys", fix="the default is `text`")
-        if not self.output_prefix.name:
+        if not self.output_prefix.name or self.output_prefix.is_dir():
             raise DataError(
                 "a folder, not a prefix", where="--output-prefix", fix="end it with a name, say `corpus`"
             )

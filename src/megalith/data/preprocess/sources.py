@@ -108,6 +108,12 @@ def _describe(path: Path) -> Source:
             fix="give .jsonl, .json or .txt, plain, .gz or .zst",
         )
     compression = _COMPRESSIONS.get(suffix, "")
+    if path.exists() and not path.is_file():
+        raise DataError(
+            "a pipe or device, not a file: it cannot be read again when a stopped run is continued",
+            where=str(path),
+            fix="write it to a file first; .gz and .zst are read as they are",
+        )
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
