@@ -42,7 +42,7 @@ def test_weights_are_cast_once():
     """No fp32 copy of a layer's weight stays behind, and no parameter asks for a gradient."""
     model = prepare_for_reading(tiny_model(precision="bf16-mixed"), torch.bfloat16)
     names = {name for name, _ in model.named_parameters()}
-    assert not any("attention." in name or "mlp." in name for name in names)
+    assert not any(".attention." in name or ".mlp." in name for name in names)
     assert "token_embedding.weight" in names  # looked up in fp32
     assert not any(p.requires_grad for p in model.parameters())
 

@@ -160,17 +160,14 @@ def continue_prompt(
         return
     for number in range(sampling.num_samples):
         if sampling.num_samples > 1:
-            show(
-                f"\n--- {number + 1} of {sampling.num_samples} ---\n"
-                if number
-                else f"--- 1 of {sampling.num_samples} ---\n"
-            )
-        show(prompt)
+            show(f"{chr(10) * bool(number)}--- {number + 1} of {sampling.num_samples} ---\n")
         pieces = stream(
             loaded, prompt, sampling, number=number, recompute=options.recompute, logprobs=options.logprobs
         )
+        head = prompt  # shown when its first piece is there: a prompt that is refused is not
         for piece in pieces:
-            show("\n" if isinstance(piece, Completion) else piece)
+            show(head + ("\n" if isinstance(piece, Completion) else piece))
+            head = ""
         if options.logprobs:
             show_logprobs(loaded, piece)
 
@@ -214,9 +211,7 @@ def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
         print("Ctrl-C ends a text, Ctrl-D leaves.", file=sys.stderr)
 
     def ask() -> str:
-        prompt = input("prompt> " if person else "")
-        show(prompt)
-        return prompt
+        return input("prompt> " if person else "")
 
     converse(loaded, sampling, options, ask=ask, write=show, complain=show_error)
     if person:

@@ -26,7 +26,8 @@ def converse(
     write: Callable[[str], None],
     complain: Callable[[MegalithError], None],
 ) -> int:
-    """Continues prompts until there is none; returns how many. An empty one is asked again.
+    """Continues prompts until there is none; returns how many. Each is written again before its continuation, so that the
+    text stands whole; an empty one is asked again.
 
     Ctrl-C ends a continuation, not the conversation. Prompt i draws as row i, so a prompt given twice has two answers where
     tokens are drawn. A prompt that cannot be continued is complained about.
@@ -39,9 +40,11 @@ def converse(
             return number
         if not prompt:
             continue
+        head = prompt
         try:
             for piece in stream(loaded, prompt, sampling, number=number, recompute=options.recompute):
-                write("\n" if isinstance(piece, Completion) else piece)
+                write(head + ("\n" if isinstance(piece, Completion) else piece))
+                head = ""
         except KeyboardInterrupt:
             write("\n")
         except MegalithError as error:
