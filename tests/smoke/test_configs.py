@@ -10,7 +10,7 @@ from megalith.config.compose import compose
 from megalith.config.sources import PACKAGED
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 
-ROOTS = {"megatron_gpt_config": PretrainGPTConfig}
+ROOTS = {"megatron_gpt_config": PretrainGPTConfig, "gpt_quickstart": PretrainGPTConfig}
 MANDATORY = ["model.data.data_prefix=corpus_text_document"]
 FILES = sorted(PACKAGED.rglob("*.yaml"))
 

@@ -12,7 +12,7 @@ def quickstart(
     folder: Annotated[Path, typer.Option(help="where everything goes; made when absent")] = Path(
         "quickstart"
     ),
-    steps: Annotated[int, typer.Option(min=4, help="training steps")] = 240,
+    steps: Annotated[int, typer.Option(min=4, help="training steps")] = 560,
 ) -> None:
     """Text → tokenizer → tokens → a GPT → killed and resumed → perplexity → text, on Python's own documentation.
 

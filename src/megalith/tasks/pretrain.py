@@ -197,7 +197,8 @@ def summary(parts: Parts) -> list[str]:
     return [
         f"model      {shape.num_layers} layers, width {shape.hidden_size}, {shape.num_attention_heads} heads, "
         f"vocabulary {shape.vocab_size:,}: {count:,} parameters",
-        f"machine    {device_name(machine.topology.device)}; precision {machine.precision}; compile {machine.compile}",
+        f"machine    {device_name(machine.topology.device)}; precision {machine.precision}; compile {machine.compile}; "
+        f"allocator {machine.allocator}",
         *(f"{line}" for line in parts.data.streams.summary()),
         f"steps      {steps:,} of {model.global_batch_size} samples of {model.encoder_seq_length} tokens "
         f"({thousands(model.batch_schedule.consumed_at(steps) * model.encoder_seq_length)} tokens)",

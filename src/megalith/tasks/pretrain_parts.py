@@ -31,6 +31,7 @@ from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.topology.determinism import make_deterministic, seed_process
 from megalith.topology.hardware import Decision, resolve_compile, resolve_precision
+from megalith.topology.memory_allocator import resolve_allocator
 from megalith.topology.topology import Topology
 from megalith.training.experiment import Experiment, choose_folder
 from megalith.training.metrics import Meter
@@ -50,6 +51,7 @@ class Machine:
     topology: Topology
     precision: Decision
     compile: Decision
+    allocator: Decision
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _machine(
     compiled = resolve_compile(model.compile, topology.device, planned_flops=planned)
     known = peak(device_name(topology.device), precision.value, given=config.trainer.peak_tflops)
     meter = Meter(per_token, known)
-    return Machine(topology, precision, compiled), meter
+    allocator = resolve_allocator(config.trainer.tune_allocator, topology.device)
+    return Machine(topology, precision, compiled, allocator), meter
 
 
 def _engine(config: PretrainGPTConfig, architecture: ModelConfig, machine: Machine) -> Engine:

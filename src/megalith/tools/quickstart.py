@@ -100,10 +100,10 @@ class Road:
         self.console.print()
         self.console.print(Rule(f"[bold]{self.number}. {title}[/]", align="left", style="cyan"))
         if note:
-            self.console.print(note, highlight=False)
+            self.console.print(note, highlight=False, soft_wrap=True)
 
     def show(self, arguments: Sequence[str]) -> None:
-        self.console.print(Text("$ " + shlex.join(["megalith", *arguments]), style="bold yellow"))
+        self.console.print(Text("$ " + shlex.join(["megalith", *arguments]), style="bold yellow"), soft_wrap=True)
         self.console.file.flush()
 
     def command(self, arguments: Sequence[str]) -> None:
@@ -165,7 +165,7 @@ def tokenise(road: Road, paths: Paths) -> None:
             "--input",
             str(paths.text),
             "--vocab-size",
-            "4096",
+            "1024",
             "--output",
             str(paths.tokenizer),
         ]
@@ -192,7 +192,7 @@ def train(road: Road, paths: Paths, steps: int) -> None:
     arguments = ["pretrain", "gpt", "--config-name", "gpt_quickstart"]
     arguments += [
         f"model.data.data_prefix=[{paths.dataset}]",
-        f"model.tokenizer.model={paths.tokenizer}/tokenizer.json",
+        f"model.tokenizer.file={paths.tokenizer}",
     ]
     arguments += [f"exp_manager.explicit_log_dir={paths.run}", f"trainer.max_steps={steps}"]
     half = steps // 2

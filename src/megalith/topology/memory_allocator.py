@@ -1,4 +1,4 @@
-"""Opt-in tuning of the C library's allocator: keep freed memory instead of handing it back to the system.
+"""Tuning of the C library's allocator: keep freed memory instead of handing it back to the system.
 
 A training step frees and asks for the same large buffers over and over. By default glibc maps each one anew, and the
 kernel clears every 4 KiB page on its first touch; on virtual machines that can cost a third of a step. Knows nothing
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
+
+import torch
 
 from megalith.topology.hardware import Decision
 
@@ -31,3 +33,12 @@ def tune_allocator() -> Decision:
     if not all(mallopt(parameter, value) for parameter, value in settings):
         return Decision("off", "mallopt refused")
     return Decision("on", f"glibc {version} keeps freed memory")
+
+
+def resolve_allocator(setting: str | bool, device: torch.device) -> Decision:
+    """Tunes the allocator of this process where it pays. `setting`: auto (on a CPU), true or false."""
+    if str(setting).lower() == "false":
+        return Decision("off", "as asked for")
+    if str(setting).lower() == "auto" and device.type != "cpu":
+        return Decision("off", "the GPU's memory has an allocator of its own")
+    return tune_allocator()
