@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalith.nn.loss import CrossEntropy, softmax_minus_one_hot, token_losses
+from megalith.nn.loss import CrossEntropy, softmax_minus_one_hot
 
 B, T, D, V, PADDED = 3, 7, 5, 11, 16
 
@@ -176,14 +176,6 @@ def test_weight_gradient_accumulates_in_fp32():
     loss.compute_dtype = torch.bfloat16
     loss(hidden, weight, torch.zeros(1, 1024, dtype=torch.int64), 2).backward()
     assert weight.grad.flatten().tolist() == [-512.0, 512.0]
-
-
-def test_losses_of_single_tokens():
-    hidden, weight, targets = make()
-    each = token_losses(hidden, weight, targets, V, None)
-    logits = F.linear(hidden, weight[:V]).flatten(0, 1)
-    expected = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="none")
-    assert close(each.flatten(), expected)
 
 
 @pytest.mark.slow

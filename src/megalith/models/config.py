@@ -240,11 +240,6 @@ class ModelConfig(Section):
         """The longest sequence that the model can read at all; None when nothing but habit bounds it."""
         return self.max_position_embeddings if self.position_embedding_type == "learned_absolute" else None
 
-    @classmethod
-    def of(cls, section: Section) -> ModelConfig:
-        """The architecture within a larger section that has these keys (`model` of a training config)."""
-        return cls(**{name: getattr(section, name) for name in ModelConfig.model_fields})
-
 
 def divisors(number: int) -> list[int]:
     """The divisors of `number`, for error messages: at most the twelve smallest and the number itself."""

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from megalith.nn.embedding import head_logits
 from megalith.nn.precision import at_least_fp32
 
 NOT_COUNTED = -1
@@ -138,19 +137,3 @@ def chunk_sum(logits: torch.Tensor, targets: torch.Tensor, wide: torch.dtype) ->
     logits = logits.to(wide)
     chosen = logits.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
     return ((logits.logsumexp(-1) - chosen) * (targets >= 0)).sum()
-
-
-def token_losses(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    targets: torch.Tensor,
-    vocabulary: int,
-    dtype: torch.dtype | None,
-) -> torch.Tensor:
-    """(B, T, D), (B, T) → (B, T) losses, 0 where not counted: for evaluation per token, one row of the batch at a time."""
-    rows = []
-    for h, t in zip(hidden, targets, strict=True):
-        logits = head_logits(h, weight, vocabulary, dtype).to(at_least_fp32(hidden))
-        chosen = logits.gather(-1, t.clamp(min=0)[:, None])[:, 0]
-        rows.append((logits.logsumexp(-1) - chosen) * (t >= 0))
-    return torch.stack(rows)
