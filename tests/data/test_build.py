@@ -81,6 +81,9 @@ def test_summary(tmp_path):
     path = write(tmp_path / "a", [40] * 10)
     (line,) = run_data(path, samples=98, splits_string="1,0,0").summary()
     assert "documents 0 to 10 of 10, 400 tokens, 49 samples, 2 epochs" in line
+    *_, line = run_data(path, samples={"train": 9, "validation": 98}, splits_string="1,1,0").summary()
+    assert line.startswith("validation")
+    assert "epochs" not in line
 
 
 def test_samples_that_a_run_asks_for():

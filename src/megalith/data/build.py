@@ -208,7 +208,9 @@ def _describe(stream: Stream) -> list[str]:
         source, once = plan.sources[member.source], stream.dataset(member.source).order.once
         share = f", weight {member.weight:.4g}" if len(segment.members) > 1 else ""
         share_samples = (plan.samples - segment.start) * member.weight
-        passes = f", {share_samples / once:.3g} epochs" if plan.order == "native" else ""
+        # Evaluation begins at its sample 0 each time, so epochs would say nothing of it.
+        endless = plan.order == "native" and plan.split == "train"
+        passes = f", {share_samples / once:.3g} epochs" if endless else ""
         lines.append(
             f"{plan.split:<10} {source.path}: documents {source.first:,} to {source.last:,} of {source.items:,}, "
             f"{source.split_tokens:,} tokens, {once:,} samples{share}{passes}"
