@@ -72,15 +72,18 @@ def from_text(path: str, tokenizer: Tokenizer) -> HeldOut:
 
     Errors: `DataError` when it cannot be read or is not UTF-8.
     """
+    start = [] if tokenizer.eod is None else [tokenizer.eod]
+    return HeldOut(path, np.array(start + tokenizer.encode(read_text(path)), dtype=np.int64))
+
+
+def read_text(path: str) -> str:
+    """A whole file as it is, line ends included. Errors: `DataError` when it cannot be read or is not UTF-8."""
     try:
-        data = Path(path).expanduser().read_bytes()
-        text = data.decode("utf-8")
+        return Path(path).expanduser().read_bytes().decode("utf-8")
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=path, fix="check the path") from None
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8 (byte {error.start})", where=path, fix="convert it to UTF-8") from None
-    start = [] if tokenizer.eod is None else [tokenizer.eod]
-    return HeldOut(path, np.array(start + tokenizer.encode(text), dtype=np.int64))
 
 
 def text_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:

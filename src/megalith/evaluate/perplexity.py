@@ -14,7 +14,7 @@ import torch
 from megalith.errors import DataError
 from megalith.evaluate import held_out as texts
 from megalith.evaluate import ngram
-from megalith.evaluate.windows import Score, score
+from megalith.evaluate.windows import Progress, Score, score
 from megalith.generate.loading import Loaded
 from megalith.models.family import understand
 from megalith.parallel.apply import build
@@ -61,12 +61,12 @@ class Report:
         return all(self.perplexity < other for other in others if other is not None)
 
 
-def evaluate(loaded: Loaded, request: Request, progress: Any = None) -> Report:
+def evaluate(loaded: Loaded, request: Request, progress: Progress | None = None) -> Report:
     """Scores a loaded checkpoint. `progress(done, all)` counts windows of the model's own pass."""
     held = choose(loaded, request)
     tokens = held.tokens[: request.max_tokens] if request.max_tokens else held.tokens
     check_vocabulary(tokens, loaded, held.name)
-    length = request.seq_length or trained_length(loaded)
+    length = request.seq_length or loaded.trained_length
     stride = request.overlapping_eval or length
     options = {"length": length, "stride": stride, "batch_size": request.batch_size}
     own = score(loaded.model, tokens, progress=progress, **options)
@@ -91,12 +91,6 @@ def choose(loaded: Loaded, request: Request) -> texts.HeldOut:
     if request.data:
         return texts.from_files(request.data)
     return texts.from_plan(loaded.state, request.split, where=str(loaded.folder))
-
-
-def trained_length(loaded: Loaded) -> int:
-    """Tokens of the samples that the model was trained on: rows of its position table behind them never were."""
-    plan = (loaded.state.get("data_plan") or {}).get("train", {})
-    return int(plan.get("seq_length") or loaded.model.config.max_position_embeddings)
 
 
 def check_vocabulary(tokens: np.ndarray, loaded: Loaded, where: str) -> None:

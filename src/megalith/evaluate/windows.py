@@ -16,10 +16,18 @@ import numpy as np
 import torch
 
 from megalith.errors import ConfigError, DataError, Problem
+from megalith.evaluate.scoring import score_targets
 from megalith.models.gpt import GPT
 
 LARGEST_EXPONENT = 20.0
 """exp(20) is where Megatron-LM caps a perplexity."""
+Progress = Callable[[int, int], None]
+"""(done, all)."""
+
+
+def capped_exp(loss: float) -> float:
+    """A perplexity."""
+    return math.exp(min(LARGEST_EXPONENT, loss))
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(loss), capped at exp(20)."""
-        return math.exp(min(LARGEST_EXPONENT, self.loss))
+        return capped_exp(self.loss)
 
     def bits_per_byte(self, num_bytes: int) -> float:
         """Bits needed to code one byte of the text."""
@@ -62,7 +70,26 @@ def window(tokens: np.ndarray, start: int, length: int, stride: int) -> tuple[np
     return inputs, targets
 
 
-@torch.inference_mode()
+def check_length(model: GPT, length: int) -> None:
+    """Errors: `ConfigError` when the model has no positions for so many tokens."""
+    positions = model.config.max_positions
+    if positions is not None and length > positions:
+        problem = f"{length} is longer than the {positions} positions that the model has"
+        raise ConfigError([Problem("--seq-length", problem, f"use at most {positions}")])
+
+
+def check(model: GPT, tokens: np.ndarray, length: int, stride: int) -> None:
+    """Errors: `ConfigError` for windows that the model cannot read or that leave gaps, `DataError` for too few tokens."""
+    check_length(model, length)
+    if not 1 <= stride <= length:
+        problem = f"{stride} is not between 1 and the window length {length}"
+        raise ConfigError([Problem("--overlapping-eval", problem, f"use 1 … {length}")])
+    if len(tokens) < 2:
+        raise DataError(
+            f"{len(tokens)} tokens hold no target to score", where="text", fix="give at least two tokens"
+        )
+
+
 def score(
     model: GPT,
     tokens: np.ndarray,
@@ -70,7 +97,7 @@ def score(
     length: int,
     stride: int | None = None,
     batch_size: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Score:
     """Scores every token of `tokens` (N,) but the first, which has no context.
 
@@ -78,13 +105,7 @@ def score(
     gives every target more context and costs T/stride times as much). `progress` gets windows done and in all.
     """
     stride = length if stride is None else stride
-    if not 1 <= stride <= length:
-        problem = f"{stride} is not between 1 and the window length {length}"
-        raise ConfigError([Problem("overlapping_eval", problem, f"use 1 … {length}")])
-    if len(tokens) < 2:
-        raise DataError(
-            f"{len(tokens)} tokens hold no target to score", where="text", fix="give at least two tokens"
-        )
+    check(model, tokens, length, stride)
     model.eval()
     device = next(model.parameters()).device
     starts = window_starts(len(tokens), length, stride)
@@ -93,9 +114,9 @@ def score(
         rows = [window(tokens, s, length, stride) for s in starts[first : first + batch_size]]
         inputs = torch.from_numpy(np.stack([r[0] for r in rows])).to(device)
         targets = torch.from_numpy(np.stack([r[1] for r in rows])).to(device)
-        term = model.loss(model(inputs), targets)["lm"]
-        total += float(term.sum)
-        counted += int((targets >= 0).sum())
+        losses = score_targets(model, inputs, targets).losses
+        total += float(losses.sum())
+        counted += len(losses)
         if progress is not None:
             progress(min(first + batch_size, len(starts)), len(starts))
     return Score(total, counted)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from megalith.checkpoint.manifest import TOKENIZER
 from megalith.checkpoint.open import resolve
@@ -19,6 +18,7 @@ from megalith.checkpoint.reading import load, read_state
 from megalith.errors import CheckpointError, DataError
 from megalith.generate.reading import prepare_for_reading
 from megalith.models.family import understand
+from megalith.models.gpt import GPT
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.topology.hardware import resolve_precision
@@ -30,7 +30,7 @@ from megalith.topology.topology import choose_device
 class Loaded:
     """A model in evaluation mode with all that came with it."""
 
-    model: nn.Module
+    model: GPT
     tokenizer: DefinedTokenizer | None
     folder: Path
     state: Mapping[str, Any]
@@ -39,6 +39,12 @@ class Loaded:
     def step(self) -> int:
         """Optimizer steps that made it."""
         return int(self.state.get("step", 0))
+
+    @property
+    def trained_length(self) -> int:
+        """Tokens of the samples that it was trained on: rows of its position table behind them never were."""
+        plan = (self.state.get("data_plan") or {}).get("train", {})
+        return int(plan.get("seq_length") or self.model.config.max_position_embeddings)
 
     def needs_tokenizer(self) -> DefinedTokenizer:
         """The tokenizer. Errors: `CheckpointError` when the checkpoint was saved without one."""
