@@ -121,6 +121,7 @@ def test_text_lines():
 def test_paragraphs():
     parsed = Paragraphs().parse(memoryview(b"\n \n one\ntwo\n\t\n\nthree\r\n\r\nb\xff\n\nfour\n"))
     assert parsed.columns == [[b" one\ntwo", b"three", b"four"]]
+    assert Paragraphs().parse(memoryview(b"  \none\n\n")).columns == [[b"one"]]
     assert [(reject.line, reject.reason) for reject in parsed.rejects] == [(8, "invalid UTF-8 at byte 1")]
 
 

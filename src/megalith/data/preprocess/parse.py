@@ -25,6 +25,7 @@ BOM = b"\xef\xbb\xbf"
 _EXCERPT_BYTES = 120
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+_LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)*")
 
 
 @dataclass
@@ -235,7 +236,8 @@ def _split(batch: memoryview) -> Iterator[bytes]:
 
 
 def _paragraphs(text: bytes) -> Iterator[tuple[int, int]]:
-    start = 0
+    match = _LEADING_BLANK_LINES.match(text)
+    start = match.end() if match else 0
     for match in _BLANK_LINES.finditer(text):
         yield start, match.start()
         start = match.end()

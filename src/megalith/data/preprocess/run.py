@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -206,7 +207,7 @@ class _Run:
                 details=summary.details(key),
             )
         store.remove()
-        return _timed(summary, self._started)
+        return replace(summary, seconds=time.monotonic() - self._started)
 
     def _tokenizer_record(self, tokenizer_hash: str) -> TokenizerRecord:
         tokenizer = self._tokenizer
@@ -306,8 +307,3 @@ def _first_reject(store: Store) -> str:
     with store.path("rejected.jsonl").open("rb") as file:
         first = file.readline().decode()
     return f"; the first: {first.strip()}" if first else ""
-
-
-def _timed(summary: Summary, started: float) -> Summary:
-    values = {name: getattr(summary, name) for name in summary.__dataclass_fields__}
-    return Summary(**{**values, "seconds": time.monotonic() - started})
