@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True, help="Look into checkpoints: what they hold, and whether they are whole."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Look into checkpoints: what they hold, and whether they are whole.",
 )
 
 Where = Annotated[

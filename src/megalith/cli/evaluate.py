@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megalith.evaluate import wikitext as wikitext_task
     from megalith.evaluate.perplexity import Report
 
-app = typer.Typer(no_args_is_help=True, help="Measure a checkpoint on held-out text.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a checkpoint on held-out text.")
 
 DataFile = Annotated[str, typer.Option("--data", "--valid-data", help="the benchmark's file")]
 SeqLength = Annotated[int | None, typer.Option(min=1, help="window; default: the length trained on")]

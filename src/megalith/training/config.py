@@ -130,7 +130,8 @@ class TrainerConfig(Section):
         unit="TFLOP/s", gt=0,
     )  # fmt: skip
     profiler: Literal["simple", "advanced", "pytorch"] | None = setting(
-        None, "Measure where time goes: simple and advanced print tables, pytorch writes a trace."
+        None,
+        "Measure where time goes: a table in fit-profile.txt of the run's folder; pytorch writes a trace too.",
     )
 
     @field_validator("accelerator", mode="before")
