@@ -151,7 +151,7 @@ def processor() -> str:
 
 def report(rounds: list[dict[str, float]], megabytes: float) -> dict[str, object]:
     """Medians, paired ratios, and whether the targets are met."""
-    medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+    medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0] if key != "load before"}
     ratios = {
         f"{key} / plain": statistics.median(r[key] / r["plain"] for r in rounds) for key in ("hand", "save")
     }
@@ -196,7 +196,7 @@ def main() -> int:
             for way in order
             for k, v in in_own_process(way, arguments.megabytes, arguments.folder).items()
         }
-        rounds.append(row)
+        rounds.append(row | {"load before": os.getloadavg()[0]})
         print(f"round {number + 1}: " + "  ".join(f"{k} {v:.3f}" for k, v in sorted(row.items())), flush=True)
     result = report(rounds, arguments.megabytes)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -82,3 +82,25 @@ def test_a_slot_exactly_filled(tmp_path, size):
     found, borders = records(path, tmp_path, "line", 8, 24)
     assert found == ([b"y" * size] if size else [])
     assert borders[-1] == Position(1)
+
+
+def test_closing_in_the_middle_of_an_endless_record(tmp_path):
+    """A line that unpacks to more than anyone wants can be stopped, and leaves nothing on the disk."""
+    path = tmp_path / "t.txt.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    shared = SharedMemory(1, np.dtype("<u2"), 64, 2, 1 << 12)
+    feed = Feed(
+        find_sources([str(path)]),
+        "line",
+        position=Position(),
+        block_bytes=1 << 12,
+        shared=shared,
+        input_slots=2,
+        folder=tmp_path,
+    )
+    while not list(tmp_path.glob("spill-*")):
+        time.sleep(0.001)
+    feed.close()
+    assert not list(tmp_path.glob("spill-*"))

@@ -74,10 +74,10 @@ class Emitter:
 
     def flush(self) -> None:
         """Hand over what is in the slot, if there is anything."""
-        if self._segments or self._rejects:
-            if self._current < 0:
-                self._current = self._acquire()
-            self._send(Chunk(self._job, self._current, self._segments, self._rejects))
+        if not (self._segments or self._rejects):
+            return
+        self._slot()
+        self._send(Chunk(self._job, self._current, self._segments, self._rejects))
         self._segments, self._rejects = [], []
         self._tokens = self._documents = 0
         self._current = -1

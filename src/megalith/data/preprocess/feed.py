@@ -47,7 +47,7 @@ def is_streamed(source: Source, txt_documents: str) -> bool:
 
 
 class Feed:
-    """Iterates over the jobs from `position` on. `close` must be called.
+    """Iterates over the jobs from `position` on. `close` must be called, and removes what was spilled.
 
     `input_slots` is 0 where nothing is streamed. `fileno` is readable when `next` has something to say.
     """
@@ -112,6 +112,8 @@ class Feed:
                 self._ready.get_nowait()
             except queue.Empty:
                 self._thread.join(0.01)
+        for spill in self._folder.glob("spill-*"):
+            spill.unlink(missing_ok=True)
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -181,7 +183,7 @@ class Feed:
                 stream.push_back(bytes(view))
                 self._free.put(slot)
                 path = self._folder / f"spill-{self._number}"
-                size, ended = _spill(path, stream, cut)
+                size, ended = self._spill(path, stream, cut)
                 job = self._job(number, (start, start + size), stream.position, last=ended)
                 job.spill = str(path)
             yield job
@@ -198,6 +200,26 @@ class Feed:
             if end:
                 break
         return length, end, False
+
+    def _spill(self, path: Path, stream: ByteStream, cut: Cut) -> tuple[int, bool]:
+        """Write the next record to a file of its own; returns how much was read with what separates it from the next,
+        and whether the stream ended.
+        """
+        size = 0
+        buffer = memoryview(bytearray(_SPILL_READ))
+        held = b""
+        with open_new(path) as file:
+            while count := stream.fill(buffer):
+                if self._closed:
+                    raise _Closed
+                held += buffer[:count]
+                if place := cut(held):
+                    stream.push_back(held[place[1] :])
+                    return size + _write(file, path, held[: place[0]]) + place[1] - place[0], False
+                keep = _undecided(held, cut)
+                size += _write(file, path, held[: len(held) - keep])
+                held = held[len(held) - keep :]
+            return size + _write(file, path, held), True
 
     def _take_slot(self) -> int:
         slot = self._free.get()
@@ -235,25 +257,6 @@ def _last_record(view: memoryview, cut: Cut) -> int:
     while ends and not data[ends[-1] :].strip():
         ends.pop()
     return ends[-1] if ends else 0
-
-
-def _spill(path: Path, stream: ByteStream, cut: Cut) -> tuple[int, bool]:
-    """Write the next record to a file of its own; returns how much was read with what separates it from the next, and
-    whether the stream ended.
-    """
-    size = 0
-    buffer = memoryview(bytearray(_SPILL_READ))
-    held = b""
-    with open_new(path) as file:
-        while count := stream.fill(buffer):
-            held += buffer[:count]
-            if place := cut(held):
-                stream.push_back(held[place[1] :])
-                return size + _write(file, path, held[: place[0]]) + place[1] - place[0], False
-            keep = _undecided(held, cut)
-            size += _write(file, path, held[: len(held) - keep])
-            held = held[len(held) - keep :]
-        return size + _write(file, path, held), True
 
 
 def _undecided(data: bytes, cut: Cut) -> int:
