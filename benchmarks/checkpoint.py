@@ -7,7 +7,8 @@ Each round runs each way once, in turns, each in a process of its own that has d
     plain   os.write of all tensors into one file, fsync
     hand    safetensors' save_file, fsync, then SHA-256 of the file: the same promise, written down in four lines
     save    Checkpointer.save: two safetensors files, SHA-256, manifest, fsync of files and folders, rename, latest
-    stall   Checkpointer.save, asynchronous, from the second on: until it returns (`first stall` takes the memory, too)
+    stall   Checkpointer.save, asynchronous, from the second on: until it returns (`first stall` takes the memory, too);
+            beside it `copy`: the same bytes from memory to memory by one thread, the least that a stall can be
     load    load: SHA-256 of everything, then into the live tensors
 
 Reported are medians over the rounds; ratios are medians of the ratios inside a round. Exit code 1 when a target is missed.
@@ -82,6 +83,7 @@ def by_hand(tensors, folder: Path) -> None:
 
 def measure(way: str, megabytes: float, folder: Path) -> dict[str, float]:
     """One way, in this process: once to warm up, once by the clock."""
+    import numpy as np
     import torch
 
     from megalith.checkpoint.native import Checkpointer, load
@@ -108,8 +110,12 @@ def measure(way: str, megabytes: float, folder: Path) -> dict[str, float]:
     clear(root)
     if way == "save":
         return {"save": timed(lambda: save(2))}
-    stalls, published = [], []
+    stalls, published, copies = [], [], []
+    kept = [tensor.numpy().copy() for tensor in tensors.values()]
     for step in (2, 3, 4):
+        copies.append(
+            timed(lambda: [np.copyto(a, t.numpy()) for a, t in zip(kept, tensors.values(), strict=True)])
+        )
         start = time.perf_counter()
         stalls.append(timed(lambda step=step: save(step)))
         saver.wait()
@@ -117,6 +123,7 @@ def measure(way: str, megabytes: float, folder: Path) -> dict[str, float]:
         clear(root)
     return {
         "stall": statistics.median(stalls),
+        "copy": statistics.median(copies),
         "first stall": first,
         "published after": statistics.median(published),
     }
@@ -155,6 +162,7 @@ def report(rounds: list[dict[str, float]], megabytes: float) -> dict[str, object
     ratios = {
         f"{key} / plain": statistics.median(r[key] / r["plain"] for r in rounds) for key in ("hand", "save")
     }
+    ratios["stall / copy"] = statistics.median(r["stall"] / r["copy"] for r in rounds)
     stall = medians["stall"] * 500 / megabytes
     return {
         "megabytes": megabytes,
