@@ -29,7 +29,7 @@ from megalith.errors import DataError
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.fast import FastEncoder, ReferenceEncoder, check_documents, difference
 
-_CHECKED_BYTES = 1 << 16
+_CHECKED_BYTES = 1 << 15
 
 
 class Disagreement(Exception):
