@@ -54,8 +54,8 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "megalith.cli.pretrain:app", "Pretrain a model from a configuration and key=value overrides."
     ),
-    "evaluate": Command("megalith.cli.evaluate:app", "Measure a model: perplexity."),
-    "generate": Command("megalith.cli.generate:generate", "Continue a text."),
+    "evaluate": Command("megalith.cli.evaluate:app", "Measure a model: perplexity, WikiText, LAMBADA."),
+    "generate": Command("megalith.cli.generate:generate", "Continue a text, a file of texts, or nothing."),
     "checkpoint": Command(
         "megalith.cli.checkpoint:app", "Look into checkpoints, and check that they are whole."
     ),

@@ -103,7 +103,9 @@ class Road:
             self.console.print(note, highlight=False, soft_wrap=True)
 
     def show(self, arguments: Sequence[str]) -> None:
-        self.console.print(Text("$ " + shlex.join(["megalith", *arguments]), style="bold yellow"), soft_wrap=True)
+        self.console.print(
+            Text("$ " + shlex.join(["megalith", *arguments]), style="bold yellow"), soft_wrap=True
+        )
         self.console.file.flush()
 
     def command(self, arguments: Sequence[str]) -> None:
