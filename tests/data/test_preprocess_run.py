@@ -342,7 +342,7 @@ def _files(folder):
         ("missing.jsonl", None, "no such file"),
         ("x.parquet", b"PAR1", "Parquet files are not read"),
         ("x.jsonl.gz", b"plain", "is no gzip file"),
-        ("x.jsonl", gzip.compress(b"{}"), "not named .gz"),
+        ("x.jsonl", gzip.compress(b"{}", mtime=0), "not named .gz"),
         ("*.nothing", None, "no file matches"),
     ],
 )

@@ -33,10 +33,11 @@ OutputFile = Annotated[
     ),
 ]
 NumSamples = Annotated[
-    int, typer.Option(min=0, help="so many texts from nothing, all different; with --prompt, of that prompt")
+    int, typer.Option(min=0, help="so many unconditional texts, all different; with --prompt, of that prompt")
 ]
 GenFile = Annotated[
-    str | None, typer.Option(help="JSON lines of the texts from nothing: text, length, finished [stdout]")
+    str | None,
+    typer.Option(help="JSON lines of the unconditional texts: text, length, finished; default: stdout"),
 ]
 Interactive = Annotated[
     bool, typer.Option("--interactive", help="ask for prompts; Ctrl-C ends a text, Ctrl-D leaves")
@@ -80,7 +81,7 @@ def generate(
     device: Device = "auto",
     precision: PrecisionName = "auto",
 ) -> None:
-    """Continue a prompt, a file of prompts, or nothing. Tokens are drawn when temperature, top-k above 1, top-p or more than
+    """Continue a prompt, a file of prompts, or nothing (unconditional texts). Tokens are drawn when temperature, top-k above 1, top-p or more than
     one sample is asked for; otherwise each is the most probable one.
 
     Example: megalith generate --checkpoint quickstart/run --prompt "Return a list of" --temperature 0.7
@@ -137,8 +138,8 @@ def check_mode(
     if num_samples and (asked["--input-file"] or interactive):
         problems.append(Problem("--num-samples", "goes alone, or with --prompt", "leave it out"))
     if genfile is not None and (named or not num_samples):
-        fix = "use --output-file, or ask for texts from nothing with --num-samples N alone"
-        problems.append(Problem("--genfile", "is where texts from nothing go", fix))
+        fix = "use --output-file, or ask for unconditional texts with --num-samples N alone"
+        problems.append(Problem("--genfile", "is where unconditional texts go", fix))
     if output_file is not None and (interactive or not named):
         problems.append(Problem("--output-file", "goes with --prompt or --input-file", "leave it out"))
     if problems:
@@ -187,7 +188,7 @@ def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: 
 
 
 def sample(loaded: Loaded, sampling: Sampling, options: Options, output: str) -> None:
-    """Texts from nothing."""
+    """Unconditional texts."""
     from megalith.cli.progress import progress_bar
     from megalith.generate.jobs import sample_all, unconditional_json
     from megalith.generate.lines import open_lines

@@ -15,6 +15,12 @@ TokenizerPath = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")]
 PrecisionName = Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 64")]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", "--micro-batch-size", min=1, help="rows at a time; changes no result")
+    int,
+    typer.Option(
+        "--batch-size",
+        "--micro-batch-size",
+        min=1,
+        help="rows at a time; changes results by rounding at most",
+    ),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="write the numbers to this file")]
