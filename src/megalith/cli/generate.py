@@ -90,7 +90,9 @@ def generate(
     from megalith.generate.loading import load_model
     from megalith.generate.sampling import Sampling
 
-    check_mode(prompt, input_file, output_file, num_samples, genfile, interactive)
+    check_mode(
+        prompt, input_file, num_samples, interactive=interactive, output_file=output_file, genfile=genfile
+    )
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -108,20 +110,21 @@ def generate(
     if interactive:
         talk(loaded, sampling, options)
     elif input_file is not None:
-        continue_file(loaded, sampling, options, input_file, output_file or "-")
+        continue_file(loaded, sampling, options, input_file, output=output_file or "-")
     elif prompt is None:
         sample(loaded, sampling, options, genfile or "-")
     else:
-        continue_prompt(loaded, sampling, options, prompt, output_file)
+        continue_prompt(loaded, sampling, options, prompt, output=output_file)
 
 
 def check_mode(
     prompt: str | None,
     input_file: str | None,
-    output_file: str | None,
     num_samples: int,
-    genfile: str | None,
+    *,
     interactive: bool,
+    output_file: str | None,
+    genfile: str | None,
 ) -> None:
     """Errors: `ConfigError` unless the flags say one thing to do."""
     from megalith.errors import ConfigError, Problem
@@ -147,7 +150,7 @@ def check_mode(
 
 
 def continue_prompt(
-    loaded: Loaded, sampling: Sampling, options: Options, prompt: str, output: str | None
+    loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str | None
 ) -> None:
     """One prompt: streamed, or several samples of it, or JSON."""
     from megalith.generate.jobs import continue_all
@@ -173,7 +176,7 @@ def continue_prompt(
             show_logprobs(loaded, piece)
 
 
-def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, output: str) -> None:
+def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, *, output: str) -> None:
     """Every line of a file."""
     from megalith.cli.progress import progress_bar
     from megalith.generate.jobs import continue_all

@@ -85,7 +85,7 @@ def decode(
             row.tokens.append(tokens[i])
             if known is not None:
                 row.logprobs.append(known[i])
-            row.finished = reason(row, room[id(row)], sampling, eod, stopped)
+            row.finished = reason(row, eod, stopped) or full(row, room[id(row)], sampling)
         batch.go_on(chosen)
         yield rows
 
@@ -190,14 +190,15 @@ def log_probabilities(logits: torch.Tensor, chosen: torch.Tensor) -> list[float]
     return (wide.gather(-1, chosen[:, None])[:, 0] - wide.logsumexp(-1)).tolist()
 
 
-def reason(
-    row: Row, limit: int, sampling: Sampling, eod: int | None, stopped: Callable[[Row], bool] | None
-) -> str:
-    """Why a row has ended with its newest token; empty when it has not."""
+def reason(row: Row, eod: int | None, stopped: Callable[[Row], bool] | None) -> str:
+    """How a row has ended itself with its newest token; empty when it has not."""
     if row.tokens[-1] == eod:
         return "eod"
-    if stopped is not None and stopped(row):
-        return "stop"
+    return "stop" if stopped is not None and stopped(row) else ""
+
+
+def full(row: Row, limit: int, sampling: Sampling) -> str:
+    """Why there is no room for another token; empty when there is."""
     if row.made >= sampling.tokens_to_generate:
         return "length"
     return "positions" if len(row.tokens) >= limit else ""

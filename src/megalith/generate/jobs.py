@@ -74,13 +74,13 @@ def sample_all(loaded: Loaded, count: int, sampling: Sampling, options: Options)
         rows = continue_all(loaded, [""] * size, sampling, options, first=begin)
         for number, row in enumerate(rows, begin):
             if digest(row.text) in seen:
-                row = _another(loaded, number, sampling, options, seen)
+                row = _another(loaded, number, sampling, options, seen=seen)
             seen.add(digest(row.text))
             yield row
 
 
 def _another(
-    loaded: Loaded, number: int, sampling: Sampling, options: Options, seen: set[bytes]
+    loaded: Loaded, number: int, sampling: Sampling, options: Options, *, seen: set[bytes]
 ) -> Completion:
     """Row `number`, drawn anew until it has a text that is not among those seen."""
     for attempt in range(1, ATTEMPTS + 1):
