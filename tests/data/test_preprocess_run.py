@@ -16,7 +16,7 @@ from megalith.data.indexed.format import dtype_code
 from megalith.data.indexed.mmap import open_indexed
 from megalith.data.indexed.sidecar import read_side_car
 from megalith.data.indexed.verify import verify
-from megalith.data.preprocess import check
+from megalith.data.preprocess import check, worker
 from megalith.data.preprocess import run as run_module
 from megalith.data.preprocess.batches import Limits
 from megalith.data.preprocess.options import Options, parse_bytes
@@ -313,6 +313,21 @@ def test_bad_long_lines_are_rejected_and_leave_no_trace(folder, tokenizer, small
     for row, reason in zip(found, bad.values(), strict=True):
         assert reason in row["reason"]
         assert len(row["excerpt"]) < 200
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(30_000, True), (3_000, False)])
+def test_more_tokens_than_the_format_can_hold(folder, tokenizer, small_limits, monkeypatch, limit, kept):
+    monkeypatch.setattr(worker, "_MOST_TOKENS", limit)
+    text = "the cat sat on " * 4000
+    (folder / "c.jsonl").write_bytes(json_lines(["before", text, "after"]))
+    assert (len(tokenizer.encode(text)) <= limit) == kept
+    run(folder, [folder / "c.jsonl"], max_rejected=1.0)
+    assert output(folder) == expected_files(
+        tokenizer, ["before", text, "after"] if kept else ["before", "after"]
+    )
+    assert [row["reason"].partition(" ")[2] for row in rejects(folder)] == (
+        [] if kept else [f"tokens in one document; the format holds {limit:,} at most"]
+    )
 
 
 def test_documents_larger_than_a_slot(folder, tokenizer, corpus, monkeypatch):

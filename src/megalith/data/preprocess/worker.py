@@ -53,6 +53,7 @@ from megalith.errors import MegalithError
 from megalith.tokenizers.fast import Encoder
 
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_MOST_TOKENS = 2**31 - 1
 _GC_THRESHOLD = 200_000
 """A batch of parsed lines is many objects at once, none of them garbage before its end."""
 _WATCHED_BYTES = 4 << 20
@@ -183,9 +184,8 @@ class Worker:
         try:
             values: list[bytes | Span] = record.json(self._json) if json else [span]
             for value in values:
-                if isinstance(value, Span):
-                    record.checked(value, json=json)
-                    self._limit_memory(_WATCHED_BYTES)
+                if isinstance(value, Span) and record.checked(value, json=json) >= _MOST_TOKENS:
+                    self._check_tokens(record.pieces(value, json=json))
         except BadRecord as error:
             self._emitter.reject(Reject(line, str(error), excerpt(record.excerpt())))
             return
@@ -195,6 +195,15 @@ class Worker:
                 document.add(self._encoder.encode([piece])[0])
                 self._limit_memory(_WATCHED_BYTES)
             document.close()
+
+    def _check_tokens(self, pieces: Iterator[bytes]) -> None:
+        """`BadRecord` for a document that is too long for the index, whose lengths are int32."""
+        tokens = 1
+        for piece in pieces:
+            tokens += len(self._encoder.encode([piece])[0])
+            self._limit_memory(_WATCHED_BYTES)
+        if tokens > _MOST_TOKENS:
+            raise BadRecord(f"{tokens:,} tokens in one document; the format holds {_MOST_TOKENS:,} at most")
 
     def _ids_of_each(self, texts: list[bytes]) -> list[list[int]]:
         ids, lengths = self._encoder.encode(texts)
