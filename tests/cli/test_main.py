@@ -199,7 +199,12 @@ def test_interrupts_are_tidy(tmp_path):
         encoding="utf-8",
     )
     child = subprocess.Popen(
-        [sys.executable, str(probe)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(probe)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout.readline().strip() == "ready"
     time.sleep(0.05)

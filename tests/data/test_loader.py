@@ -241,7 +241,12 @@ for batch in Loader(run_data(sys.argv[1]).train, workers=2).training(BatchRampUp
 def test_ctrl_c_ends_the_process_at_once(tmp_path):
     path = write(tmp_path / "a", random_lengths(0))
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", INTERRUPTED, path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "batch\n"
     process.send_signal(signal.SIGINT)
