@@ -111,7 +111,7 @@ class Road:
     def command(self, arguments: Sequence[str]) -> None:
         """Prints and runs one command; raises `StepFailed` when it does not succeed."""
         self.show(arguments)
-        code = subprocess.run(program(arguments), check=False).returncode
+        code = subprocess.run(program(arguments), env=environment(), check=False).returncode
         if code != EXIT_SUCCESS:
             raise StepFailed(
                 f"`megalith {arguments[0]}` ended with exit code {code}",
@@ -122,7 +122,7 @@ class Road:
     def killed(self, arguments: Sequence[str], ready: Callable[[], bool]) -> bool:
         """Runs a command and kills it without warning (SIGKILL) once `ready`; False when it ended before that."""
         self.show(arguments)
-        process = subprocess.Popen(program(arguments))
+        process = subprocess.Popen(program(arguments), env=environment())
         try:
             while process.poll() is None:
                 if ready():
@@ -144,6 +144,14 @@ class Road:
 def program(arguments: Sequence[str]) -> list[str]:
     """The command line of a megalith command under the running interpreter."""
     return [sys.executable, "-m", "megalith", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """The commands' environment: one thread each unless the user says otherwise.
+
+    Matrices this small gain nothing from a second thread, and on a busy machine lose much: threads wait for each other.
+    """
+    return {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 def collect_text(road: Road, paths: Paths) -> None:
