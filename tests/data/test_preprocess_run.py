@@ -16,7 +16,7 @@ from megalith.data.indexed.format import dtype_code
 from megalith.data.indexed.mmap import open_indexed
 from megalith.data.indexed.sidecar import read_side_car
 from megalith.data.indexed.verify import verify
-from megalith.data.preprocess import check, worker
+from megalith.data.preprocess import check, publish, worker
 from megalith.data.preprocess import run as run_module
 from megalith.data.preprocess.batches import Limits
 from megalith.data.preprocess.options import Options, parse_bytes
@@ -424,12 +424,15 @@ def test_memory_limits_the_workers(folder, corpus):
 
 
 @pytest.mark.parametrize("at_once", [1 << 20, 100, 7])
-def test_duplicates_are_counted_in_bounded_memory(tmp_path, at_once):
+@pytest.mark.parametrize("different", [1, 2, 300, 100_000])
+def test_duplicates_are_counted_in_bounded_memory(tmp_path, monkeypatch, at_once, different):
+    monkeypatch.setattr(publish, "_CHUNK_ITEMS", 64)
     rng = np.random.default_rng(0)
-    values = rng.integers(0, 1 << 64, 300, np.uint64)[rng.integers(0, 300, 1000)]
+    values = rng.integers(0, 1 << 64, different, np.uint64)[rng.integers(0, different, 1000)]
     (tmp_path / "h").write_bytes(values.tobytes())
     expected = len(values) - len(np.unique(values))
-    assert count_duplicates(LoggedArray(tmp_path / "h", "<u8", len(values)), at_once) == expected
+    assert count_duplicates(LoggedArray(tmp_path / "h", "<u8", len(values)), tmp_path, at_once) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["h"]
 
 
 def test_histogram_bars():

@@ -543,7 +543,7 @@ def test_one_gibibyte_is_enough_for_any_input(folder, kind):
                 for _ in range(512):
                     packed.write(bytes(4 << 20))
         else:
-            file.write(b"a\n" * (50 << 20))
+            file.write(b"a\n" * (10 << 20))
     process = start(
         folder, name=name, block_bytes=4 << 20, txt_documents="line" if kind == "newlines" else "file"
     )

@@ -10,6 +10,7 @@ Knows the order of publication, and how to count duplicates in bounded memory. R
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ import numpy.typing as npt
 from megalith.data.indexed.builder import open_partial, sync_folder, write_index
 from megalith.data.indexed.format import bin_path, idx_path, side_car_path
 from megalith.data.indexed.sidecar import ContentRecord, SideCar, TokenizerRecord, write_side_car
-from megalith.data.preprocess.files import writing
+from megalith.data.preprocess.files import open_new, writing
 from megalith.data.preprocess.journal import Store
 
 _CHUNK_ITEMS = 1 << 20
-_HASHES_AT_ONCE = 16 << 20
-"""128 MiB of hashes are sorted at a time; more documents are counted in several passes over their file."""
+_HASHES_AT_ONCE = 4 << 20
+_MOST_PART_BITS = 9
 
 
 @dataclass(frozen=True)
@@ -136,23 +137,64 @@ def summarise(store: Store, number: int, key: str, prefix: Path, itemsize: int) 
         documents=documents,
         tokens=state[f"{number}.tokens"].length // itemsize,
         empty=store.state.empty[number],
-        duplicates=count_duplicates(LoggedArray(store.path(f"{number}.hashes"), "<u8", documents)),
+        duplicates=count_duplicates(
+            LoggedArray(store.path(f"{number}.hashes"), "<u8", documents), store.folder
+        ),
         longest=longest,
         histogram=tuple(np.trim_zeros(histogram, "b").tolist()),
     )
 
 
-def count_duplicates(hashes: LoggedArray, at_once: int = _HASHES_AT_ONCE) -> int:
-    """How many values equal an earlier one. Sorts one range of values at a time, so that memory stays bounded."""
-    passes = max(1, -(-hashes.length // at_once))
-    passes = 1 << (passes - 1).bit_length()
-    duplicates = 0
-    for number in range(passes):
-        parts = [
-            chunk if passes == 1 else chunk[(chunk >> np.uint64(65 - passes.bit_length())) == number]
-            for chunk in hashes.chunks()
-        ]
-        values = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
-        values.sort()
-        duplicates += int(np.count_nonzero(values[1:] == values[:-1]))
-    return duplicates
+def count_duplicates(hashes: LoggedArray, scratch: Path, at_once: int = _HASHES_AT_ONCE) -> int:
+    """How many values equal an earlier one, with no more than a few times `at_once` of them in memory.
+
+    More are first sorted into files in the folder `scratch` by their leading bits, which takes their size on the disk.
+    """
+    parts = -(-hashes.length // at_once)
+    if parts <= 1:
+        return hashes.length - len(_distinct(hashes.chunks(), at_once))
+    bits = min((parts - 1).bit_length(), _MOST_PART_BITS)
+    paths = [scratch / f"duplicates-{number}" for number in range(1 << bits)]
+    distinct = 0
+    try:
+        _distribute(hashes.chunks(), paths, bits)
+        for path in paths:
+            part = LoggedArray(path, "<u8", path.stat().st_size // 8)
+            distinct += len(_distinct(part.chunks(), at_once))
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+    return hashes.length - distinct
+
+
+def _distribute(chunks: Iterator[npt.NDArray], paths: list[Path], bits: int) -> None:
+    """Append every value to the file of its leading `bits`, values of a chunk once."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_new(path)) for path in paths]
+        for chunk in chunks:
+            values = _unique(chunk)
+            starts = np.searchsorted(
+                values >> np.uint64(64 - bits), np.arange(len(files) + 1, dtype=np.uint64)
+            )
+            for file, path, start, end in zip(files, paths, starts, starts[1:], strict=False):
+                with writing(path):
+                    file.write(values[start:end].data)
+
+
+def _distinct(chunks: Iterator[npt.NDArray], at_once: int) -> npt.NDArray:
+    """The distinct values, gathered `at_once` at a time."""
+    distinct, gathered, count = np.zeros(0, np.uint64), [], 0
+    for chunk in chunks:
+        gathered.append(chunk)
+        count += len(chunk)
+        if count >= at_once:
+            distinct, gathered, count = _unique(np.concatenate([distinct, *gathered])), [], 0
+    return _unique(np.concatenate([distinct, *gathered]))
+
+
+def _unique(values: npt.NDArray) -> npt.NDArray:
+    """Sorted, each value once. (NumPy's own goes through a hash table: ten times slower, and larger.)"""
+    values = np.sort(values)
+    new = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=new[1:])
+    return values[new]
