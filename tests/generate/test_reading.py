@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from megalith.generate import reading
+from megalith.generate.engine import decode
 from megalith.generate.reading import pack, prepare_for_reading, product
+from megalith.generate.sampling import Sampling
 from tests.generate.tiny import VARIANTS, tiny_model
 
 
@@ -53,3 +55,22 @@ def test_without_the_library(monkeypatch):
     weight, x = torch.randn(16, 8), torch.randn(2, 8)
     monkeypatch.setattr(reading, "pack", lambda weight: None)
     assert torch.equal(product(weight, None, None)(x), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_half_precision_with_the_cache(name):
+    """On a CPU the cache is fp32 while products are bf16: first tokens and their log-probabilities are those without it."""
+    model = prepare_for_reading(tiny_model(precision="bf16-mixed", **VARIANTS[name]), torch.bfloat16)
+    prompts = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7]]
+    with_cache, without = (
+        list(
+            decode(
+                model, prompts, Sampling(tokens_to_generate=3), eod=None, recompute=recompute, logprobs=True
+            )
+        )[-1]
+        for recompute in (False, True)
+    )
+    for row, again in zip(with_cache, without, strict=True):
+        assert row.tokens[:-2] == again.tokens[:-2]
+        assert row.logprobs[0] == pytest.approx(again.logprobs[0], abs=0.05)
+        assert all(value < 0 for value in row.logprobs)
