@@ -76,7 +76,7 @@ class Checker:
         return True
 
     def close(self) -> None:
-        self._child.kill()
+        self._child.close()
 
 
 def _check(tokenizer: DefinedTokenizer, sources: Sequence[Source], keys: tuple[str, ...]) -> Checked:

@@ -40,6 +40,7 @@ except ImportError:  # no locks on this system
 FORMAT_VERSION = 1
 _SYNC_SECONDS = 30.0
 _READ_BYTES = 8 << 20
+_PUSHED_BYTES = 8 << 20
 _OVERVIEW = ("tokenizer", "keys", "append_eod", "implementation", "txt_documents", "format_version")
 
 
@@ -75,18 +76,32 @@ class _Log:
         self.path = path
         self.length = 0
         self.digest = hashlib.sha256()
+        self._on_its_way = 0
         with writing(path):
             self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT, 0o666)
 
     def append(self, data: memoryview | bytes) -> None:
         self.length += write_all(self.handle, data, self.path)
         self.digest.update(data)
+        if self.length - self._on_its_way >= _PUSHED_BYTES:
+            self._push()
+
+    def _push(self) -> None:
+        """Let the system begin to write, so that little is left to wait for at the end.
+
+        That is what "not needed" does to pages that are not on the disk yet; they stay in memory.
+        """
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(
+                self.handle, self._on_its_way, self.length - self._on_its_way, os.POSIX_FADV_DONTNEED
+            )
+        self._on_its_way = self.length
 
     def cut(self, length: int) -> None:
         with writing(self.path):
             os.ftruncate(self.handle, length)
             os.lseek(self.handle, length, os.SEEK_SET)
-        self.length = length
+        self.length = self._on_its_way = length
 
     def state(self) -> FileState:
         return FileState(self.length, self.digest.hexdigest())

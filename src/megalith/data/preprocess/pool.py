@@ -57,8 +57,13 @@ class Child:
         return DataError(f"{self.name} {how}", fix=fix)
 
     def kill(self) -> None:
+        """End the process, without waiting until it is gone."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.kill()
+        if self.pid:
             os.waitpid(self.pid, 0)
             self.pid = 0
         self.connection.close()
@@ -114,10 +119,16 @@ class Pool:
             if number is not None:
                 yield number, self._children[number].receive()
 
-    def close(self) -> None:
-        """End every process at once; they hold nothing that is not in the parent's files."""
+    def stop(self) -> None:
+        """Tell every process to end at once; they hold nothing that is not in the parent's files."""
         for child in self._children:
             child.kill()
+
+    def close(self) -> None:
+        """Stop, and wait until all are gone."""
+        self.stop()
+        for child in self._children:
+            child.close()
         self._children = []
 
 

@@ -138,7 +138,7 @@ class _Run:
                     Pipeline(store, feed, pool, shared, self._sources, trial).run(self._progress)
                 except TooManyRejected:
                     self._refuse(store)
-            pool.close()
+            pool.stop()
             return self._finish(store, (trial.checker.hash if trial else "") or self._tokenizer.hash())
 
     def _count_workers(self, fast: bool) -> int:
