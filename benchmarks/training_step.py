@@ -1,21 +1,31 @@
-"""A training step of a small GPT: what the allocator's tuning is worth, and what the engine costs beyond the arithmetic.
+"""A training step of a small GPT: against its peers, what the engine costs, what the allocator's tuning is worth.
 
-    python benchmarks/training_step.py allocator [rounds]     two processes, plain and tuned, in turns
-    python benchmarks/training_step.py overhead [rounds]      engine step against forward + backward + AdamW by hand
+    python benchmarks/training_step.py peers [--rounds 9] [--output benchmarks/results/training_step.json]
+    python benchmarks/training_step.py overhead [--rounds 9]      engine step against forward, backward, AdamW by hand
+    python benchmarks/training_step.py allocator [--rounds 9]     two processes, plain and tuned
 
-Model: 6 layers of 512, sequences of 512, vocabulary 50304, bf16-mixed, 2 samples a step, chunked loss. Both report medians
-and the median of the paired ratios; turns are short, so that other load on the machine hits both alike.
+Model: 6 layers of 512, sequences of 512, vocabulary 50304, bf16, SDPA, fused AdamW and clipping on every side. `peers`
+gives every side a process of its own and runs them in turns: at 2 samples a step and at 8. Ratios are a peer's time over
+megalith's in the same round. Exit code 1 when a floor is missed: at 2 samples 1.3 × plain transformers and 1.0 × a tuned
+one (compiled block by block, same allocator); at 8 samples 1.2 × at 0.6 of its memory; never under 0.95 of plain PyTorch.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from peers import SIDES, Shape, make_step
 
 from megalith.engine.engine import Engine
 from megalith.models.config import ModelConfig
@@ -27,80 +37,158 @@ from megalith.parallel.apply import build
 from megalith.topology.memory_allocator import tune_allocator
 from megalith.topology.topology import Topology
 
-BATCH, LENGTH, VOCABULARY = 2, 512, 50304
+FLOORS = {
+    2: {"transformers": 1.3, "transformers tuned": 1.0, "torch": 0.95, "torch tuned": 0.95},
+    8: {"transformers": 1.2, "torch": 0.95, "torch tuned": 0.95},
+}
+MOST_MEMORY = {8: 0.6}
+"""Of plain transformers' peak, by samples a step."""
+STEPS = {2: 3, 8: 1}
+"""Steps in a turn, whose best counts."""
+
+
+class Side:
+    """A process that makes steps when told to."""
+
+    def __init__(self, name: str, batch: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "worker", "--side", name, "--batch", str(batch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._ask("warm")
+
+    def _ask(self, what: str) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def seconds(self) -> float:
+        return self._ask("go")
+
+    def stop(self) -> float:
+        """→ the peak of its memory in GiB."""
+        peak = self._ask("peak")
+        self.process.communicate()
+        return peak
+
+
+def worker(name: str, batch: int) -> None:
+    """Answers each line that comes in with a number."""
+    if name.startswith("engine "):
+        step = allocator_step(name)
+    else:
+        step = make_step(name, Shape(batch=batch))
+    for line in sys.stdin:
+        if line.strip() == "peak":
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, flush=True)
+            continue
+        times = [timed(step) for _ in range(3 if line.strip() == "warm" else STEPS[batch])]
+        print(min(times), flush=True)
+
+
+def compare_peers(rounds: int, output: Path | None) -> int:
+    results: dict[str, object] = {
+        "shape": "6 layers of 512, sequence 512, vocabulary 50304, bf16",
+        "rounds": rounds,
+        "machine": {
+            "cpus": torch.get_num_threads(),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+        },
+    }
+    missed = []
+    for batch in FLOORS:
+        sides = {name: Side(name, batch) for name in SIDES}
+        times: dict[str, list[float]] = {name: [] for name in SIDES}
+        for _ in range(rounds):
+            for name, side in sides.items():
+                times[name].append(side.seconds())
+        peaks = {name: side.stop() for name, side in sides.items()}
+        results[f"batch {batch}"] = found = {name: row(times, name, peaks) for name in SIDES}
+        print(f"\n{batch} samples a step")
+        for name, each in found.items():
+            print(f"  {name:20s}", *(f"{key} {value:.3f}" for key, value in each.items()), sep="  ")
+        for name, floor in FLOORS[batch].items():
+            if found[name]["paired_ratio"] < floor:
+                missed.append(f"{batch} samples, {name}: {found[name]['paired_ratio']:.3f} < {floor}")
+        share = peaks["megalith"] / peaks["transformers"]
+        if share > MOST_MEMORY.get(batch, 1.0):
+            missed.append(f"{batch} samples: {share:.2f} of transformers' memory")
+    if output:
+        output.write_text(json.dumps(results, indent=2) + "\n")
+    print(*missed, sep="\n")
+    return 1 if missed else 0
+
+
+def row(times: dict[str, list[float]], name: str, peaks: dict[str, float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(times[name], times["megalith"], strict=True)]
+    return {
+        "median_seconds": round(statistics.median(times[name]), 4),
+        "best_seconds": round(min(times[name]), 4),
+        "paired_ratio": round(statistics.median(ratios), 4),
+        "ratio_of_bests": round(min(times[name]) / min(times["megalith"]), 4),
+        "peak_gib": round(peaks[name], 3),
+    }
 
 
 def make_engine(dropout: float = 0.0) -> Engine:
+    shape = Shape()
     config = ModelConfig(
-        vocab_size=VOCABULARY,
-        num_layers=6,
-        hidden_size=512,
-        num_attention_heads=8,
-        max_position_embeddings=LENGTH,
+        vocab_size=shape.vocabulary,
+        num_layers=shape.layers,
+        hidden_size=shape.width,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.length,
         hidden_dropout=dropout,
     )
     topology = Topology.single("cpu")
-    stages = build(GPT, config, topology, seed=1, precision="bf16-mixed")
     optim = OptimConfig(lr=1e-4)
-    schedule = make_schedule(optim, max_steps=1000, global_batch=BATCH, sequence_length=LENGTH)
     return Engine(
-        stages,
+        build(GPT, config, topology, seed=1, precision="bf16-mixed"),
         topology,
         optim=optim,
-        schedule=schedule,
+        schedule=make_schedule(optim, max_steps=1000, global_batch=shape.batch, sequence_length=shape.length),
         seed=1,
-        micro_batch_size=BATCH,
+        micro_batch_size=shape.batch,
         precision="bf16-mixed",
     )
 
 
 def make_batch() -> dict[str, torch.Tensor]:
-    text = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0))
-    return {"tokens": text[:, :-1], "targets": text[:, 1:], "sample": torch.arange(BATCH)}
+    shape = Shape()
+    text = torch.randint(
+        shape.vocabulary, (shape.batch, shape.length + 1), generator=torch.Generator().manual_seed(0)
+    )
+    return {"tokens": text[:, :-1], "targets": text[:, 1:], "sample": torch.arange(shape.batch)}
 
 
-def timed(call: Callable[[], object], repeats: int = 1) -> float:
+def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+    call()
+    return time.perf_counter() - start
 
 
-def worker(kind: str) -> None:
-    """One of the two processes: a step time for each line that comes in."""
-    if kind == "tuned":
+def allocator_step(name: str) -> Callable[[], object]:
+    if name.endswith("tuned"):
         print(tune_allocator(), file=sys.stderr)
     engine, batch = make_engine(), make_batch()
-    for _ in range(3):
-        engine.train_step(batch)
-    for _ in sys.stdin:
-        print(timed(lambda: engine.train_step(batch)), flush=True)
-    with open("/proc/self/status") as status:
-        peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
-    print(f"{kind}: peak memory {int(peak) / 2**20:.2f} GiB", file=sys.stderr)
+    return lambda: engine.train_step(batch)
 
 
 def compare_allocators(rounds: int) -> None:
-    workers = {
-        kind: subprocess.Popen(
-            [sys.executable, __file__, "worker", kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for kind in ("plain", "tuned")
-    }
-    times: dict[str, list[float]] = {kind: [] for kind in workers}
+    sides = {name: Side(name, 2) for name in ("engine plain", "engine tuned")}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
-        for kind, process in workers.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            times[kind].append(float(process.stdout.readline()))
-    for process in workers.values():
-        process.communicate()
-    report(times, "plain", "tuned")
+        for name, side in sides.items():
+            times[name].append(side.seconds())
+    report(times, "engine plain", "engine tuned")
+    for name, side in sides.items():
+        print(f"{name}: peak memory {side.stop():.2f} GiB")
 
 
 def compare_engine(rounds: int) -> None:
@@ -135,10 +223,22 @@ def report(times: dict[str, list[float]], first: str, second: str) -> None:
     print(f"{first} / {second}: median of pairs {statistics.median(ratios):.3f}, of the bests {best:.3f}")
 
 
-if __name__ == "__main__":
-    command, *rest = sys.argv[1:]
-    if command == "worker":
-        worker(rest[0])
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["peers", "overhead", "allocator", "worker"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--side", default="megalith", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=2, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.what == "worker":
+        worker(chosen.side, chosen.batch)
+    elif chosen.what == "peers":
+        return compare_peers(chosen.rounds, chosen.output)
     else:
-        rounds = int(rest[0]) if rest else 8
-        {"allocator": compare_allocators, "overhead": compare_engine}[command](rounds)
+        {"allocator": compare_allocators, "overhead": compare_engine}[chosen.what](chosen.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
