@@ -59,8 +59,16 @@ def test_of_equals_the_older_stays(tmp_path):
     assert run(tmp_path, Policy(save_top_k=1), 2, 2, 2) == [1, 3]
 
 
-def test_a_save_without_a_value_is_never_among_the_best(tmp_path):
+def test_a_save_without_a_value_gives_way_to_every_one_with_a_value(tmp_path):
     assert run(tmp_path, Policy(save_top_k=2), None, 9, None, float("nan"), 8, None) == [2, 5, 6]
+
+
+def test_places_that_no_value_fills_go_to_the_most_recent(tmp_path):
+    nan = float("nan")
+    assert run(tmp_path / "a", Policy(save_top_k=3), None, None, None, None, None) == [3, 4, 5]
+    assert run(tmp_path / "b", Policy(save_top_k=3), nan, None, nan, None) == [2, 3, 4]
+    assert run(tmp_path / "c", Policy(save_top_k=3), 9, None, None, 8, None, None) == [1, 4, 6]
+    assert run(tmp_path / "d", Policy(save_top_k=3, mode="max"), None, 5, None, None) == [2, 3, 4]
 
 
 def test_every_nth_stays_for_good(tmp_path):

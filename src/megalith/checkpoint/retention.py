@@ -28,9 +28,10 @@ class Policy:
     """What to keep, in the words of `exp_manager.checkpoint_callback_params`.
 
     The checkpoint published last always stays: a run resumes from it. Beyond it stay the `save_top_k` best by `monitor`
-    (`mode` min or max; −1 all; the most recent ones where `monitor` is None), and every step that `keep_every_n_steps` divides
-    (None: no such). `filename` is the template of the links (None: no links), `save_last` makes the `-last` one.
-    `drop_optimizer` removes the optimizer's state of all but the last.
+    (`mode` min or max; −1 all), and every step that `keep_every_n_steps` divides (None: no such). Places that no value of
+    `monitor` fills (it is None, or few steps had a validation, or it was NaN) go to the most recent ones.
+    `filename` is the template of the links (None: no links), `save_last` makes the `-last` one. `drop_optimizer` removes the
+    optimizer's state of all but the last.
     """
 
     monitor: str | None = "val_loss"
@@ -94,15 +95,21 @@ class Retention:
         return [k.folder for k in doomed]
 
     def _best(self, everything: list[_Kept]) -> list[_Kept]:
-        """The `save_top_k` best, best first; of equals, the older (as Lightning)."""
+        """The `save_top_k` best of `everything` (newest first): best first, of equals the older (as Lightning), then the rest."""
         policy = self.policy
-        ranked = everything
-        if policy.monitor is not None:
-            sign = 1 if policy.mode == "min" else -1
-            values = [(k.manifest.metrics.get(policy.monitor, math.nan), k) for k in everything]
-            known = [(sign * value, k.manifest.sequence, k) for value, k in values if not math.isnan(value)]
-            ranked = [k for *_, k in sorted(known, key=lambda v: v[:2])]
-        return everything if policy.save_top_k == -1 else ranked[: policy.save_top_k]
+        if policy.save_top_k == -1:
+            return everything
+        known: list[tuple[float, int, _Kept]] = []
+        rest: list[_Kept] = []
+        sign = 1 if policy.mode == "min" else -1
+        for kept in everything:
+            value = kept.manifest.metrics.get(policy.monitor, math.nan) if policy.monitor else math.nan
+            if math.isnan(value):
+                rest.append(kept)
+            else:
+                known.append((sign * value, kept.manifest.sequence, kept))
+        ranked = [kept for *_, kept in sorted(known, key=lambda k: k[:2])]
+        return [*ranked, *rest][: policy.save_top_k]
 
     def _droppable(self, kept: _Kept) -> bool:
         held = any(name.startswith("optim.") for name in kept.manifest.tensors)
