@@ -57,10 +57,20 @@ def test_default_folder_is_nemos(tmp_path, monkeypatch):
     assert experiment.folder == tmp_path / "nemo_experiments/default"
 
 
-def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path):
-    (tmp_path / "here/checkpoints/step_0000010").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="resume_if_exists is off"):
-        choose_folder(config(tmp_path, exp_dir=None, explicit_log_dir=str(tmp_path / "here")))
+@pytest.mark.parametrize(
+    ("key", "where", "values"),
+    [
+        ("explicit_log_dir", "here/checkpoints", {"exp_dir": None, "explicit_log_dir": "here"}),
+        ("version", "gpt/v7/checkpoints", {"version": "v7"}),
+        ("checkpoint_callback_params.dirpath", "d", {"checkpoint_callback_params": {"dirpath": "d"}}),
+    ],
+)
+def test_a_folder_with_checkpoints_is_not_begun_anew(tmp_path, monkeypatch, key, where, values):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / where / "step_0000010").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="resume_if_exists is off") as refused:
+        choose_folder(config(tmp_path, **values))
+    assert refused.value.problem.fix.endswith(f"another exp_manager.{key}")
 
 
 def start(tmp_path, step, *, files=()):

@@ -82,9 +82,18 @@ def choose_folder(config: ExpManagerConfig, *, now: datetime | None = None) -> E
         raise CheckpointError(
             "this folder holds the checkpoints of a run, and exp_manager.resume_if_exists is off",
             where=str(checkpoints),
-            fix="exp_manager.resume_if_exists=true to go on with it, or another exp_manager.name",
+            fix=f"exp_manager.resume_if_exists=true to go on with it, or another {_chosen_by(config)}",
         )
     return Experiment(name, folder, checkpoints)
+
+
+def _chosen_by(config: ExpManagerConfig) -> str:
+    """The key that decides where checkpoints go."""
+    if config.checkpoint_callback_params.dirpath:
+        return "exp_manager.checkpoint_callback_params.dirpath"
+    if config.explicit_log_dir:
+        return "exp_manager.explicit_log_dir"
+    return "exp_manager.name" if config.version is None else "exp_manager.version"
 
 
 def open_folder(experiment: Experiment, *, config_yaml: str, files: Sequence[str], step: int) -> list[str]:
@@ -178,7 +187,7 @@ def hold(folder: Path) -> Iterator[None]:
             raise CheckpointError(
                 f"process {file.read().strip() or '?'} trains in this folder",
                 where=str(folder),
-                fix="wait for it or stop it; another run needs another exp_manager.name",
+                fix="wait for it or stop it; another run needs another exp_manager.name or explicit_log_dir",
             ) from error
         except OSError:
             pass  # a file system without locks
