@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from megalith.errors import ConfigError
-from megalith.optim.config import COUNTER_CURVES, STEP_CURVES, OptimConfig
+from megalith.optim.config import COUNTER_CURVES, STEP_CURVES, OptimConfig, SchedConfig
 from megalith.optim.schedule import Counters, make_schedule
 
 GBS, SEQ = 8, 16
@@ -176,8 +176,8 @@ def test_nemo_hand_values():
         [0, 0.5, 1, 0.25, 0.25, 0.25]
     )
     assert tail.warnings == ()
-    cycle = schedule("PolynomialDecayAnnealing", max_steps=10, cycle=True)
-    assert [cycle.lr(at(s)) for s in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+    square = schedule("PolynomialDecayAnnealing", max_steps=10, power=2.0)
+    assert [square.lr(at(s)) for s in (0, 5, 10, 11)] == pytest.approx([1, 0.25, 0, 0])
     assert schedule("CosineAnnealing", warmup_ratio=0.055).curve.warmup == 5  # NeMo truncates
 
 
@@ -248,6 +248,27 @@ def test_weight_decay_increments():
 def test_impossible_combinations_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         make_schedule(OptimConfig(**values), max_steps=10, global_batch=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "idle"),
+    [
+        ("WarmupAnnealing", {"constant_steps": 5}, ["constant_steps"]),
+        (
+            "CosineAnnealing",
+            {"power": 2.0, "d_model": 8, "decay_steps": 9},
+            ["power", "d_model", "decay_steps"],
+        ),
+        ("linear", {"power": 2.0, "decay_steps": 9}, ["power"]),
+        ("PolynomialDecayAnnealing", {"power": 2.0, "constant_steps": 0}, []),
+        ("NoamAnnealing", {"d_model": 8}, []),
+    ],
+)
+def test_a_key_that_does_nothing_says_so(name, values, idle):
+    found = list(SchedConfig(name=name, **values).problems())
+    assert [(p.where, p.severity, p.what) for p in found] == [
+        (key, "warning", f"has no effect on {name}") for key in idle
+    ]
 
 
 def test_every_problem_is_reported_at_once():

@@ -60,6 +60,9 @@ class SchedConfig(Section):
         "max_steps": ignored("trainer.max_steps is the length of the run, as in NeMo"),
         "iters_per_batch": ignored("schedules count steps"),
         "args": ignored("the keys of the schedule stand beside its name"),
+        "cycle": ignored(
+            "the decay ends with the run, so there is nothing left to start again in (nor has it an effect in NeMo)"
+        ),
     }
     null_means: ClassVar[Mapping[str, Any] | None] = {"name": "constant"}
 
@@ -92,7 +95,6 @@ class SchedConfig(Section):
         "What Megatron's shapes count. Default: the unit of the warmup_* and decay_* keys given, else steps.",
     )
     power: float = setting(1.0, "PolynomialDecayAnnealing only: the exponent.", gt=0)
-    cycle: bool = setting(False, "PolynomialDecayAnnealing only: start again at the end of the decay.")
     d_model: int | None = setting(
         None, "NoamAnnealing only: the width whose inverse root scales the curve. Default: the model's.", gt=0
     )
@@ -132,8 +134,19 @@ class SchedConfig(Section):
             yield error(
                 "warmup_ratio", f"and {given[0]} are both given", "~model.optim.sched.warmup_ratio drops one"
             )
-        if self.constant_steps and self.name != "CosineAnnealing":
-            yield warning("constant_steps", f"has no effect on {self.name}")
+        yield from (warning(key, f"has no effect on {self.name}") for key in self._idle())
+
+    def _idle(self) -> Iterable[str]:
+        """Keys that were given and that this shape does not read."""
+        readers = {
+            "constant_steps": ("CosineAnnealing",),
+            "power": ("PolynomialDecayAnnealing",),
+            "d_model": ("NoamAnnealing",),
+            "decay_steps": COUNTER_CURVES,
+        }
+        for key, names in readers.items():
+            if self.name not in names and getattr(self, key) != type(self).model_fields[key].default:
+                yield key
 
 
 class OptimConfig(Section):

@@ -46,7 +46,6 @@ class Curve:
     """Where the curve ends: the run for NeMo's shapes, the decay for Megatron's."""
     tail: float = 0
     power: float = 1.0
-    cycle: bool = False
     width: int = 1
 
 
@@ -84,12 +83,8 @@ def _square_root(c: Curve, s: float) -> float:
 
 
 def _polynomial(c: Curve, s: float) -> float:
-    length, s = c.end - c.warmup, s - c.warmup
-    if c.cycle:
-        length *= max(1.0, math.ceil(s / length))
-    else:
-        s = min(s, length)
-    return (c.peak - c.floor) * (1.0 - s / length) ** c.power + c.floor
+    ratio = (s - c.warmup) / (c.end - c.warmup)
+    return (c.peak - c.floor) * (1.0 - ratio) ** c.power + c.floor
 
 
 def _inverse_square_root(c: Curve, s: float) -> float:
@@ -261,7 +256,6 @@ def _make_curve(config: OptimConfig, total: Counters, global_batch: int, width: 
         end=end * scale,
         tail=sched.constant_steps,
         power=sched.power,
-        cycle=sched.cycle,
         width=width or 1,
     )
 
