@@ -131,13 +131,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
-        if problems := self.impossible():
-            raise ValueError("\n".join(problems))
+        lines = [f"{p.where} {p.what}" + (f": {p.fix}" if p.fix else "") for p in ModelConfig.problems(self)]
+        if lines:
+            raise ValueError("\n".join(lines))
         return self
-
-    def impossible(self) -> list[str]:
-        """`problems` as lines, "key what is wrong: what to do"."""
-        return [f"{p.where} {p.what}" + (f": {p.fix}" if p.fix else "") for p in ModelConfig.problems(self)]
 
     def problems(self) -> Iterable[Problem]:
         """Every combination of fields that cannot be built, each with what would be legal."""

@@ -225,7 +225,7 @@ class GPTModelConfig(ModelConfig):
         return BatchRampUp.from_config(self.rampup_batch_size, self.global_batch_size)
 
     def problems(self) -> Iterable[Problem]:
-        yield from self._architecture_problems()
+        yield from super().problems()
         yield from self._length_problems()
         yield from self._batch_problems()
         yield from self._layout_problems()
@@ -235,15 +235,6 @@ class GPTModelConfig(ModelConfig):
                 "and resume_from_checkpoint are both given: begin at step 0, or go on?",
                 "~model.init_from or ~model.resume_from_checkpoint",
             )
-
-    def _architecture_problems(self) -> Iterator[Problem]:
-        for line in self.impossible():
-            what, _, fix = line.partition(": ")
-            key, _, rest = what.partition(" ")
-            if key in type(self).model_fields:
-                yield error(key, rest, fix)
-            else:
-                yield error("", line)
 
     def _length_problems(self) -> Iterator[Problem]:
         learned = self.position_embedding_type == "learned_absolute"
