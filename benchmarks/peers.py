@@ -1,7 +1,8 @@
 """The sides of the training benchmarks: megalith, transformers' GPT-2 and a GPT in plain PyTorch, same shape, same batch.
 
-Every side is a function that makes one whole optimizer step: forward, backward, clipping at 1, fused AdamW, fp32 weights,
-bf16 products. `tuned` sides compile block by block and, on a CPU, keep freed memory (mallopt), as megalith does itself.
+Every side is a function that makes one whole optimizer step and gives its loss: forward, backward, clipping at 1, fused
+AdamW, fp32 weights, bf16 products. `tuned` sides compile block by block and, on a CPU, keep freed memory (mallopt), as
+megalith does itself. "megalith documents" is megalith on rows of four packed documents that do not see each other.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from torch import nn
 from megalith.topology.memory_allocator import tune_allocator
 
 SIDES = ("megalith", "transformers", "transformers tuned", "torch", "torch tuned")
+WITH_DOCUMENTS = "megalith documents"
 LEARNING_RATE, DECAY, CLIP = 1e-4, 0.01, 1.0
-Step = Callable[[], None]
+Step = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A GPT-2 and its batch; all sides leave dropout out."""
+    """A GPT-2 and its batch, taken `micro_batch` samples at a time (0: all at once); all sides leave dropout out."""
 
     layers: int = 6
     width: int = 512
@@ -32,6 +34,8 @@ class Shape:
     batch: int = 2
     device: str = "cpu"
     recompute: bool = False
+    micro_batch: int = 0
+    compile: bool = True
 
     @property
     def parameters(self) -> int:
@@ -51,22 +55,23 @@ def make_step(side: str, shape: Shape) -> Step:
     """A side, ready to run; tuning the allocator holds for the whole process, so a process makes one side."""
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
-    tuned = side == "megalith" or side.endswith("tuned")
-    if tuned and shape.device == "cpu":
+    ours = side.startswith("megalith")
+    if (ours or side.endswith("tuned")) and shape.device == "cpu":
         tune_allocator()
     text = torch.randint(
         shape.vocabulary, (shape.batch, shape.length + 1), generator=torch.Generator().manual_seed(0)
     )
-    if side == "megalith":
-        return _megalith(shape, text)
-    model, loss = (_transformers if side.startswith("transformers") else _torch)(shape)
-    if tuned:
+    if ours:
+        return _megalith(shape, text, documents=side == WITH_DOCUMENTS)
+    with torch.device(shape.device):
+        model, loss = (_transformers if side.startswith("transformers") else _torch)(shape)
+    if side.endswith("tuned") and shape.compile:
         for block in model.blocks if isinstance(model, PlainGPT) else model.transformer.h:
             block.forward = torch.compile(block.forward)
     return _autocast_step(model, loss, text.to(shape.device), shape)
 
 
-def _megalith(shape: Shape, text: torch.Tensor) -> Step:
+def _megalith(shape: Shape, text: torch.Tensor, *, documents: bool) -> Step:
     from megalith.engine.engine import Engine
     from megalith.models.config import ModelConfig
     from megalith.models.gpt import GPT
@@ -86,7 +91,15 @@ def _megalith(shape: Shape, text: torch.Tensor) -> Step:
     )
     topology = Topology.single(shape.device)
     recompute = Recompute() if shape.recompute else None
-    stages = build(GPT, config, topology, seed=1, precision="bf16-mixed", compile=True, recompute=recompute)
+    stages = build(
+        GPT,
+        config,
+        topology,
+        seed=1,
+        precision="bf16-mixed",
+        compile=shape.compile,
+        recompute=recompute,
+    )
     optim = OptimConfig(lr=LEARNING_RATE, weight_decay=DECAY)
     engine = Engine(
         stages,
@@ -96,12 +109,15 @@ def _megalith(shape: Shape, text: torch.Tensor) -> Step:
             optim, max_steps=10**6, global_batch=shape.batch, sequence_length=shape.length
         ),
         seed=1,
-        micro_batch_size=shape.batch,
+        micro_batch_size=shape.micro_batch or shape.batch,
         precision="bf16-mixed",
         clip=CLIP,
     )
     batch = {"tokens": text[:, :-1], "targets": text[:, 1:], "sample": torch.arange(shape.batch)}
-    return lambda: engine.train_step(batch) and None
+    if documents:
+        numbers = torch.arange(shape.length, dtype=torch.int32) * 4 // shape.length
+        batch["documents"] = numbers.expand(shape.batch, -1).contiguous()
+    return lambda: engine.train_step(batch).loss
 
 
 def _transformers(shape: Shape) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
@@ -119,7 +135,7 @@ def _transformers(shape: Shape) -> tuple[nn.Module, Callable[..., torch.Tensor]]
         use_cache=False,
         attn_implementation="sdpa",
     )
-    model = GPT2LMHeadModel(config).to(shape.device).train()
+    model = GPT2LMHeadModel(config).train()
     if shape.recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     # transformers shifts the labels itself: the last position has no target there, one of 512
@@ -127,7 +143,7 @@ def _transformers(shape: Shape) -> tuple[nn.Module, Callable[..., torch.Tensor]]
 
 
 def _torch(shape: Shape) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
-    model = PlainGPT(shape).to(shape.device)
+    model = PlainGPT(shape)
     return model, lambda text: F.cross_entropy(
         model(text[:, :-1]).flatten(0, 1).float(), text[:, 1:].flatten()
     )
@@ -138,14 +154,20 @@ def _autocast_step(
 ) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=DECAY, fused=True)
 
-    def step() -> None:
-        with torch.autocast(shape.device, torch.bfloat16):
-            value = loss(text)
-        value.backward()
+    micros = text.split(shape.micro_batch or shape.batch)
+    kind = torch.device(shape.device).type
+
+    def step() -> float:
+        total = torch.zeros((), device=text.device)
+        for micro in micros:
+            with torch.autocast(kind, torch.bfloat16):
+                value = loss(micro) / len(micros)
+            value.backward()
+            total += value.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        value.item()  # megalith's step returns its loss too
+        return total.item()  # megalith's step returns its loss too
 
     return step
 
