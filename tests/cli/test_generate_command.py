@@ -142,3 +142,33 @@ def test_names_of_the_reference(generate):
     code, out, _ = generate("--prompt", "the", "--out-seq-length", 2, "--top_k", 5, "--top_p", 0.9)
     assert code == 0
     assert out.startswith("the")
+
+
+def test_a_text_that_fills_the_position_table_ends_with_a_notice(generate, run, tmp_path):
+    code, out, err = generate("--prompt", "the cat", tokens=200)
+    assert code == 0
+    assert "the text ends early: prompt and text fill all 64 positions" in " ".join(err.split())
+    code, out, err = generate("--prompt", "the cat", "--output-file", "-", tokens=200)
+    (row,) = rows(out)
+    assert (code, row["finished"]) == (0, "positions")
+    source = tmp_path / "prompts.txt"
+    source.write_text("the cat sat on the mat\nthe")
+    code, out, err = generate("--input-file", source, tokens=60)
+    assert [row["finished"] for row in rows(out)] == ["positions", "length"]
+    assert "1 of 2 texts end early" in " ".join(err.split())
+    assert generate("--prompt", "the", tokens=60)[2] == ""
+
+
+def test_a_prompt_longer_than_the_position_table_is_one_message(generate):
+    code, out, err = generate("--prompt", "the cat sat on the mat " * 30)
+    assert (code, out) == (2, "")
+    assert "the model reads 64 at most" in " ".join(err.split())
+
+
+def test_rotary_positions_go_on_beyond_the_trained_length_with_a_notice(generate, tmp_path):
+    rotary = save_tiny(tmp_path, positions=16, position_embedding_type="rope")
+    code, out, err = generate("--checkpoint", rotary, "--prompt", "the", "--output-file", "-", tokens=30)
+    (row,) = rows(out)
+    assert (code, row["finished"], len(row["tokens"])) == (0, "length", 30)
+    assert "the text is longer than the 16 tokens that the model was trained on" in " ".join(err.split())
+    assert generate("--checkpoint", rotary, "--prompt", "the", tokens=8)[2] == ""

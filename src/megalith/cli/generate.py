@@ -153,14 +153,18 @@ def continue_prompt(
     loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str | None
 ) -> None:
     """One prompt: streamed, or several samples of it, or JSON."""
+    from megalith.cli.errors import show_notices
     from megalith.generate.jobs import continue_all
+    from megalith.generate.lengths import Lengths
     from megalith.generate.lines import open_lines
     from megalith.generate.text import Completion, stream
 
+    lengths = Lengths(loaded.model.config)
     if output is not None:
         with open_lines(output) as write:
             for row in continue_all(loaded, [prompt] * sampling.num_samples, sampling, options):
-                write(row.to_json())
+                write(lengths.see(row).to_json())
+        show_notices(lengths.notices())
         return
     for number in range(sampling.num_samples):
         if sampling.num_samples > 1:
@@ -172,41 +176,51 @@ def continue_prompt(
         for piece in pieces:
             show(head + ("\n" if isinstance(piece, Completion) else piece))
             head = ""
+        lengths.see(piece)
         if options.logprobs:
             show_logprobs(loaded, piece)
+    show_notices(lengths.notices())
 
 
 def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, *, output: str) -> None:
     """Every line of a file."""
+    from megalith.cli.errors import show_notices
     from megalith.cli.progress import progress_bar
     from megalith.generate.jobs import continue_all
+    from megalith.generate.lengths import Lengths
     from megalith.generate.lines import check_prompts, open_lines, read_prompts
 
     prompts = read_prompts(source)
     check_prompts(loaded, prompts, source)
+    lengths = Lengths(loaded.model.config)
     with open_lines(output, not_over=source) as write, progress_bar("prompts") as report:
         for done, row in enumerate(continue_all(loaded, prompts, sampling, options), 1):
-            write(row.to_json())
+            write(lengths.see(row).to_json())
             report(done, len(prompts))
+    show_notices(lengths.notices())
 
 
 def sample(loaded: Loaded, sampling: Sampling, options: Options, output: str) -> None:
     """Unconditional texts."""
+    from megalith.cli.errors import show_notices
     from megalith.cli.progress import progress_bar
     from megalith.generate.jobs import sample_all, unconditional_json
+    from megalith.generate.lengths import Lengths
     from megalith.generate.lines import open_lines
 
-    count = sampling.num_samples
+    count, lengths = sampling.num_samples, Lengths(loaded.model.config)
     with open_lines(output) as write, progress_bar("samples") as report:
         for done, row in enumerate(sample_all(loaded, count, sampling, options), 1):
-            write(unconditional_json(row))
+            write(unconditional_json(lengths.see(row)))
             report(done, count)
+    show_notices(lengths.notices())
 
 
 def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
     """Prompts from the keyboard, or from a pipe, one a line."""
-    from megalith.cli.errors import show_error
+    from megalith.cli.errors import show_error, show_notices
     from megalith.generate.interactive import converse
+    from megalith.generate.lengths import Lengths
 
     person = sys.stdin.isatty()
     if person:
@@ -217,7 +231,12 @@ def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
     def ask() -> str:
         return input("prompt> " if person else "")
 
-    converse(loaded, sampling, options, ask=ask, write=show, complain=show_error)
+    def done(row: Completion) -> None:
+        lengths = Lengths(loaded.model.config)
+        lengths.see(row)
+        show_notices(lengths.notices())
+
+    converse(loaded, sampling, options, ask=ask, write=show, complain=show_error, done=done)
     if person:
         show("\n")
 

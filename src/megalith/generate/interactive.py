@@ -25,12 +25,13 @@ def converse(
     ask: Ask,
     write: Callable[[str], None],
     complain: Callable[[MegalithError], None],
+    done: Callable[[Completion], None] = lambda row: None,
 ) -> int:
     """Continues prompts until there is none; returns how many. Each is written again before its continuation, so that the
     text stands whole; an empty one is asked again.
 
     Ctrl-C ends a continuation, not the conversation. Prompt i draws as row i, so a prompt given twice has two answers where
-    tokens are drawn. A prompt that cannot be continued is complained about.
+    tokens are drawn. A prompt that cannot be continued is complained about; `done` gets every whole continuation.
     """
     number = 0
     while True:
@@ -43,7 +44,11 @@ def converse(
         head = prompt
         try:
             for piece in stream(loaded, prompt, sampling, number=number, recompute=options.recompute):
-                write(head + ("\n" if isinstance(piece, Completion) else piece))
+                if isinstance(piece, Completion):
+                    write(head + "\n")
+                    done(piece)
+                else:
+                    write(head + piece)
                 head = ""
         except KeyboardInterrupt:
             write("\n")

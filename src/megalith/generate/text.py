@@ -23,13 +23,23 @@ CONTEXT = 4
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation: `text` without the prompt, its ids, why it ended, and where asked for their log-probabilities."""
+    """One continuation: `text` without the prompt, its ids, why it ended, and where asked for their log-probabilities.
+
+    `length` counts the tokens of prompt and continuation.
+    """
 
     prompt: str
     text: str
     tokens: list[int]
     finished: str
     logprobs: list[float] | None = None
+    length: int = 0
+
+    @classmethod
+    def of(cls, prompt: str, text: str, row: Row, *, logprobs: bool) -> Completion:
+        """The finished `row` that spells `text`."""
+        known = row.logprobs if logprobs else None
+        return cls(prompt, text, row.continuation, row.finished, known, len(row.tokens))
 
     def to_json(self) -> dict[str, Any]:
         """{"prompt", "text", "tokens", "logprobs"?, "finished"}."""
@@ -75,7 +85,7 @@ def complete(
     )
     texts = [spelled(tokenizer, row, spellers.get(id(row))) for row in rows]
     return [
-        Completion(prompt, text, row.continuation, row.finished, row.logprobs if logprobs else None)
+        Completion.of(prompt, text, row, logprobs=logprobs)
         for prompt, text, row in zip(prompts, texts, rows, strict=True)
     ]
 
@@ -116,7 +126,7 @@ def stream(
     text = speller.finish()
     if len(text) > shown:
         yield text[shown:]
-    yield Completion(prompt, text, row.continuation, row.finished, row.logprobs if logprobs else None)
+    yield Completion.of(prompt, text, row, logprobs=logprobs)
 
 
 def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
