@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import warnings
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from megalith.checkpoint.retention import Policy, Retention
 from megalith.errors import TrainingStopped, UnsupportedError
 from megalith.training.checkpointing import SaveTimes
-from megalith.training.progress import ProgressDisplay, duration, thousands
+from megalith.training.progress import ProgressDisplay, duration, say, thousands
 from megalith.training.stopping import StopRequest
 from megalith.training.trainer import Batches, LoopSettings, fit
 
@@ -250,3 +251,43 @@ def test_lightning_never_learns_what_the_engine_owns(tmp_path):
     assert ambient.autocast == {False}
     assert not list(outcome.module.parameters())
     assert trainer.num_devices == 1
+
+
+def test_on_a_terminal_lines_are_wrapped_between_words_under_what_they_say():
+    text = io.StringIO()
+    console = Console(file=text, width=60, force_terminal=True)
+    say(console, "machine    CPU; precision bf16-mixed: this CPU multiplies bf16 natively (avx512_bf16)")
+    say(
+        console, "warning: removed /a/folder/step_0000008.partial, an unfinished save of a process that ended"
+    )
+    assert text.getvalue().splitlines() == [
+        "machine    CPU; precision bf16-mixed: this CPU multiplies",
+        "           bf16 natively (avx512_bf16)",
+        "warning: removed /a/folder/step_0000008.partial, an",
+        "    unfinished save of a process that ended",
+    ]
+
+
+def test_elsewhere_a_line_stays_whole():
+    text = io.StringIO()
+    say(Console(file=text, width=40), "word " * 30)
+    assert len(text.getvalue().splitlines()) == 1
+
+
+def test_the_last_measurements_stay_when_the_bar_goes(tmp_path):
+    text = io.StringIO()
+    console = Console(file=text, width=160, force_terminal=True, color_system=None)
+    run(tmp_path, steps=3, log_every=1, run_options={"display": ProgressDisplay(total=3, console=console)})
+    assert re.search(r"^step 3/3 \| loss \d", text.getvalue().split("\x1b[2K")[-1])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_signal_does_not_write_into_the_bar(tmp_path, terminal, capfd):
+    text = io.StringIO()
+    console = Console(file=text, width=160, force_terminal=terminal, color_system=None)
+    display = ProgressDisplay(total=9, console=console)
+    options = {"callbacks": [Send(signal.SIGTERM, 2)], "display": display}
+    run(tmp_path, steps=9, save=SaveTimes(steps=100), run_options=options)
+    words = "SIGTERM: saving after this step"
+    assert (words in text.getvalue()) is terminal  # drawn below the bar, at its next refresh
+    assert (words in capfd.readouterr().err) is not terminal

@@ -60,4 +60,4 @@ def _print_derived(console: Console, rows: list[Derived]) -> None:
 
 
 def _number(value: int | float | str) -> str:
-    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -25,7 +25,7 @@ from megalith.tasks.pretrain_parts import Parts, prepare
 from megalith.training.checkpointing import SaveTimes
 from megalith.training.experiment import hold, log_files, open_folder
 from megalith.training.loggers import check_loggers, log_configuration, make_loggers
-from megalith.training.progress import ProgressDisplay, duration, thousands
+from megalith.training.progress import ProgressDisplay, duration, say, thousands
 from megalith.training.saving import Saver
 from megalith.training.stopping import StopRequest
 from megalith.training.trainer import Batches, LoopSettings, Outcome, Run, fit
@@ -64,9 +64,7 @@ def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
         files=parts.config.exp_manager.files_to_copy or (),
         step=parts.engine.step,
     )
-    stack.enter_context(
-        log_files(parts.experiment.folder, say=lambda text: console.print(text, markup=False, soft_wrap=True))
-    )
+    stack.enter_context(log_files(parts.experiment.folder, say=lambda text: say(console, text)))
     for notice in notices:
         _tell(console, notice)
 
@@ -179,7 +177,7 @@ def loop_settings(config: PretrainGPTConfig, step: int = 0) -> LoopSettings:
 
 
 def _tell(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, text)
     logger.info(text)
 
 
@@ -202,7 +200,7 @@ def summary(parts: Parts) -> list[str]:
         *(f"{line}" for line in parts.data.streams.summary()),
         f"steps      {steps:,} of {model.global_batch_size} samples of {model.encoder_seq_length} tokens "
         f"({thousands(model.batch_schedule.consumed_at(steps) * model.encoder_seq_length)} tokens)",
-        f"speed      {parts.meter.flops_per_token:.3g} FLOPs: {FORMULA}; "
+        f"speed      {parts.meter.flops_per_token:.3g} FLOPs a token: {FORMULA.replace(', a token', '')}; "
         + (
             f"MFU against {known.tflops:g} TFLOP/s ({known.source})"
             if known

@@ -5,6 +5,8 @@ step 120/1000 | loss 4.812 | lr 2.0e-04 | norm 1.31 | 18.2k tokens/s | 0.31 TFLO
 
 from __future__ import annotations
 
+import re
+import textwrap
 import time
 from typing import Any
 
@@ -64,6 +66,28 @@ def duration(seconds: float) -> str:
     return (f"{days}d " if days else "") + f"{hour}:{minute:02d}:{second:02d}"
 
 
+def say(console: Console, text: str) -> None:
+    """A line of its own: whole where nobody looks, on a terminal wrapped between words, under what it says.
+
+    `train      corpus: …` continues below `corpus`, any other line four spaces in.
+    """
+    if console.is_terminal:
+        text = "\n".join(_wrapped(line, console.width) for line in text.splitlines())
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+_LABEL = re.compile(r"[a-z]+ +")
+_COLUMN = 11
+"""Characters of the names before what the summary of a run says."""
+
+
+def _wrapped(line: str, width: int) -> str:
+    indent = " " * (_COLUMN if _LABEL.fullmatch(line[:_COLUMN]) else 4)
+    return textwrap.fill(
+        line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def _number(value: float | None, spec: str) -> str:
     return "not finite" if value is None else format(value, spec)
 
@@ -81,7 +105,8 @@ class ProgressDisplay:
         )
         self._bar = Progress(*columns, console=self.console)
         self._task = self._bar.add_task("", total=total)
-        self._text = ""
+        self._text = self._note = ""
+        self._shown: Row | None = None
         self._live: Live | None = None
         self._step_seconds: float | None = None
 
@@ -90,7 +115,7 @@ class ProgressDisplay:
         if self.wanted and self.console.is_terminal and self._live is None:
             self.advance(step)
             self._live = Live(
-                get_renderable=lambda: Group(self._bar, Text(self._text)),
+                get_renderable=lambda: Group(*self._lines()),
                 console=self.console,
                 refresh_per_second=1 / REFRESH,
                 transient=True,
@@ -98,14 +123,21 @@ class ProgressDisplay:
             self._live.start()
 
     def stop(self) -> None:
-        """Take the bar away; the lines stay."""
+        """Take the bar away; its last measurements stay, as a line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+            if self._shown is not None:
+                self.say(f"step {self._shown['step']}/{self.total} | {self._text}")
+
+    def note(self, text: str) -> bool:
+        """Show a line below the bar; False where there is no bar. Does nothing but keep it: a signal handler may call this."""
+        self._note = text
+        return self._live is not None
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, text)
 
     def advance(self, step: int) -> None:
         """A step is done."""
@@ -117,10 +149,13 @@ class ProgressDisplay:
             self.say(evaluation_text(row))
             return
         step, eta = row["step"], f"ETA {self._remaining(row)}"
-        self._text = train_text(row)
+        self._text, self._shown = train_text(row), row
         self._bar.update(self._task, completed=step, description=eta)
         if self._live is None:
             self.say(f"step {step}/{self.total} | {self._text} | {eta}")
+
+    def _lines(self) -> list[Progress | Text]:
+        return [self._bar, Text(self._text), *([Text(self._note, "bold yellow")] if self._note else [])]
 
     def _remaining(self, row: Row) -> str:
         """Steps left × a running mean of the time of a step, in which the first row (warm caches, compilation) fades."""

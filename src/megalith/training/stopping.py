@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -28,6 +28,9 @@ class StopRequest:
     def __init__(self, seconds: float | None = None) -> None:
         self.signal: signal.Signals | None = None
         """The signal that asked."""
+        self.show: Callable[[str], bool] | None = None
+        """Shows a line and says whether it could (a progress bar would overwrite what is written past it). It is called in
+        a signal handler: it may only remember the line."""
         self._deadline = None if seconds is None else time.monotonic() + seconds
         self._before: dict[signal.Signals, Any] = {}
 
@@ -62,9 +65,10 @@ class StopRequest:
         received = signal.Signals(number)
         if self.signal is None:
             self.signal = received
-            # Not print: a handler may interrupt one, and buffered streams do not allow a second writer.
-            text = f"\n{received.name}: saving after this step, then stopping. Once more stops at once.\n"
-            os.write(2, text.encode())
+            text = f"{received.name}: saving after this step, then stopping. Once more stops at once."
+            if self.show is None or not self.show(text):
+                # Not print: a handler may interrupt one, and buffered streams do not allow a second writer.
+                os.write(2, f"\n{text}\n".encode())
             return
         if os.isatty(1):
             os.write(1, b"\x1b[?25h\n")  # the bar hides the cursor

@@ -123,6 +123,7 @@ def make_trainer(run: Run, settings: LoopSettings, stop: StopRequest) -> pl.Trai
     callbacks: list[pl.Callback] = [MetricsCallback(run.engine, run.meter, watch, sinks)]
     if run.display:
         callbacks.append(ProgressCallback(run.engine, run.display))
+        stop.show = run.display.note
     callbacks += [StopCallback(run.engine, stop), *run.callbacks]
     if settings.save:
         callbacks.append(CheckpointCallback(run.saver, settings.save, watch, run.announce))
