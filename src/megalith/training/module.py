@@ -59,24 +59,10 @@ class MegalithModule(pl.LightningModule):
         self.engine.zero_gradients()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the engine, in the two halves that Lightning needs apart."""
-        engine = self.engine
-        scale, samples, tokens = engine.scaler.scale, engine.consumed_samples, engine.consumed_tokens
-        terms = engine.forward_backward(batch)
+        """One step of the engine, whose update goes through Lightning's optimizer: that counts the steps."""
         optimizer: Any = self.optimizers()
-        updated = bool(optimizer.step())
-        values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-        self.result = StepResult(
-            loss=values.pop("loss"),
-            terms=values,
-            grad_norm=engine.grad_norm,
-            lr=engine.lr,
-            skipped=not updated,
-            tokens=engine.consumed_tokens - tokens,
-            samples=engine.consumed_samples - samples,
-            loss_scale=scale,
-        )
-        if engine.step % self.trainer.log_every_n_steps == 0:  # each call costs half a millisecond
+        self.result = self.engine.train_step(batch, optimizer.step)
+        if self.engine.step % self.trainer.log_every_n_steps == 0:  # each call costs half a millisecond
             self.log("train_loss", self.result.loss, logger=False, sync_dist=False)
 
     def metrics(self) -> dict[str, float]:
