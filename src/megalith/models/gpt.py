@@ -193,8 +193,8 @@ class GPT(nn.Module):
     ) -> Visibility:
         if documents is None:
             return causal_visibility(length, start + length, device)
-        core = next(iter(self.blocks.values())).attention.core
-        if self.relative_bias is None and core.wants_blocks(device):
+        cores = [block.attention.core for block in self.blocks.values()]  # a stage may have none: then nobody looks
+        if self.relative_bias is None and cores and cores[0].wants_blocks(device):
             return Visibility(blocks=document_blocks(documents))
         return Visibility(documents=documents)
 
