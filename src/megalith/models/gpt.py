@@ -199,7 +199,8 @@ class GPT(nn.Module):
         return Visibility(documents=documents)
 
     def _angle_dtype(self) -> torch.dtype:
-        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+        weight = next(self.parameters(), torch.empty(0))  # a stage may hold nothing
+        return torch.promote_types(weight.dtype, torch.float32)
 
 
 def block_spec(config: ModelConfig) -> BlockSpec:
