@@ -65,6 +65,27 @@ def test_a_middle_stage_needs_no_table():
     assert torch.equal(middle(x, keys=keys), wanted)
 
 
+@pytest.mark.parametrize("kind", ["learned_absolute", "rope", "relative"])
+def test_a_stage_without_blocks_takes_documents(kind):
+    """Tables on one stage, all blocks on another, nothing on a third, the norm on the last: the whole model's hidden states."""
+    model = make_model(position_embedding_type=kind, hidden_dropout=0.0)
+    tokens, _, _ = batch()
+    documents = torch.arange(16).div(5, rounding_mode="floor").repeat(2, 1)
+    stages = [copy.deepcopy(model) for _ in range(4)]
+    for i, stage in enumerate(stages):
+        stage.first, stage.last = i == 0, i == 3
+        stage.blocks = stage.blocks if i == 1 else Blocks()
+        if i:
+            del stage.token_embedding, stage.position_embedding
+        if i != 3:
+            del stage.final_norm
+    x = tokens
+    for stage in stages:
+        x = stage(x, documents=documents)
+    assert kind == "relative" or not list(stages[2].parameters())
+    assert torch.equal(x, model(tokens, documents=documents))
+
+
 @pytest.mark.parametrize("kind", ["learned_absolute", "rope"])
 def test_positions_are_used(kind):
     model = make_model(position_embedding_type=kind).eval()
