@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -203,10 +204,12 @@ def test_without_validation_it_saves_by_the_clock_and_keeps_the_newest(corpus, t
     assert steps_in(tmp_path) == [5, 6]
 
 
-def test_a_bad_template_is_an_error_before_anything_is_trained(corpus, tmp_path):
+def test_a_bad_template_is_an_error_before_anything_is_trained(corpus, tmp_path, monkeypatch):
     for template in ("a/b", "{val_loss:.2q}", "{}"):
         with pytest.raises(MegalithError, match="checkpoint_callback_params"):
             pretrain(corpus, tmp_path / "run", f"{RELATIVE}.filename='{template}'")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
     wandb = ["wandb_logger_kwargs.name=a", "wandb_logger_kwargs.project=b", "create_wandb_logger=true"]
     with pytest.raises(ConfigError, match="wandb is not installed"):
         pretrain(corpus, tmp_path / "run", *(f"exp_manager.{key}" for key in wandb))
