@@ -101,3 +101,17 @@ def test_numbers_that_cannot_be_written_are_printed(evaluate, tmp_path):
     assert code == 2
     assert "perplexity" in out
     assert "the numbers stand above" in err
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_check_that_fails_says_so(evaluate, tmp_path, monkeypatch, better):
+    from megalith.evaluate import perplexity
+
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, "utf-8")
+    names = ("untrained_perplexity", "unigram_perplexity", "bigram_perplexity")
+    measured = dict.fromkeys(names, 1e9 if better else 1.0)
+    monkeypatch.setattr(perplexity, "baselines", lambda *_: measured)
+    code, _, err = evaluate("perplexity", "--text-file", text, "--check")
+    assert code == (0 if better else 1)
+    assert err == ("" if better else "✗ --check: step 7 is not below every baseline\n")

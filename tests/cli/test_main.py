@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import signal
@@ -11,7 +13,10 @@ import time
 from importlib.util import find_spec
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
+from megalith.cli import errors
 from megalith.cli import main as cli
 from megalith.errors import CheckpointError, ConfigError, Problem
 
@@ -96,7 +101,7 @@ def test_version(run):
 def test_unknown_commands_name_the_nearest(run, typed, hint):
     code, _, err = run(typed)
     assert code == 2
-    assert f"There is no command '{typed}'" in err
+    assert err.startswith(f"✗ megalith: There is no command '{typed}'")
     assert hint in " ".join(err.split())
 
 
@@ -138,7 +143,7 @@ def test_long_errors_stay_on_one_line_where_there_is_no_terminal(run, command):
         raise ConfigError([Problem("a", "word " * 60)])
 
     command(probe)
-    assert len(run("probe")[2].splitlines()) == 2
+    assert len(run("probe")[2].splitlines()) == 1
 
 
 def test_a_bug_is_short_and_its_traceback_is_in_a_file(run, command):
@@ -219,3 +224,75 @@ def test_a_closed_pipe_is_no_error():
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
     assert done.stdout == "model\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("generate", "--chekpoint", "x"), "✗ megalith generate: there is no option --chekpoint\n"),
+        (("generate", "--prompt", "x"), "✗ megalith generate: Missing option '--checkpoint'"),
+        (
+            ("generate", "--checkpoint", "x", "--seed", "no"),
+            "✗ megalith generate: Invalid value for '--seed'",
+        ),
+        (("evaluate", "lambda"), "✗ megalith evaluate: "),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_an_error_like_all_others(run, typed, message):
+    code, out, err = run(*typed)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert "    → " in err
+    assert "╭" not in err
+
+
+def test_a_command_without_arguments_shows_its_help(run):
+    code, out, err = run("evaluate")
+    assert code == 2
+    assert "perplexity" in out + err
+    assert "✗" not in err
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate perplexity", "pretrain gpt", "data merge"])
+def test_help_spells_all_names_out_in_80_columns(name):
+    done = megalith(*name.split(), "--help", COLUMNS="80")
+    assert "…" not in re.sub(r"\]…", "", done.stdout)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    if name == "generate":
+        assert "--min-tokens-to-generate" in done.stdout
+        assert "--input-file, --sample-input-file" in done.stdout
+
+
+def test_one_problem_needs_no_count(run, command):
+    def probe() -> None:
+        raise ConfigError([Problem("model.a (command line)", "is not a key", "did you mean model.b?")])
+
+    command(probe)
+    assert run("probe")[2] == "✗ model.a (command line): is not a key\n    → did you mean model.b?\n"
+
+
+def test_problems_of_flags_are_not_the_configurations(run, command):
+    def probe() -> None:
+        raise ConfigError([Problem("--a", "x"), Problem("--b", "y")])
+
+    command(probe)
+    assert run("probe")[2].startswith("✗ 2 problems on the command line\n")
+
+
+def test_a_full_disk_is_no_bug(run, command):
+    def probe() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "folder/file")
+
+    command(probe)
+    code, _, err = run("probe")
+    assert code == 2
+    assert err == "✗ folder/file: No space left on device\n    → make room, or write elsewhere\n"
+
+
+def test_on_a_terminal_a_long_error_continues_under_its_text():
+    text = io.StringIO()
+    console = Console(file=text, width=40, force_terminal=True, color_system=None)
+    errors._print(console, Text("word " * 12), mark="    → ")
+    first, second = (line.rstrip() for line in text.getvalue().splitlines())
+    assert first.startswith("    → word")
+    assert second.startswith("      word")

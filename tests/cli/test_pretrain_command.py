@@ -30,8 +30,7 @@ def run(capsys, monkeypatch, tmp_path):
 def test_without_data_there_is_one_problem(run):
     code, _, err = run("pretrain", "gpt")
     assert code == 2
-    assert "1 problem in the configuration" in err
-    assert "model.data.data_prefix" in err
+    assert err.startswith("✗ model.data.data_prefix")
 
 
 def test_a_misspelt_key_a_wrong_type_and_an_impossible_combination_at_once(run):
@@ -73,7 +72,7 @@ def test_derived_numbers_are_comments_beneath(run):
     )
     assert yaml.safe_load(out)["model"]["vocab_size"] == 50257
     assert "#   padded vocabulary" in out
-    assert "50 304" in out
+    assert "50,304" in out
 
 
 def test_print_config_shows_a_wrong_configuration_and_says_so(run):

@@ -109,6 +109,8 @@ def test_flags_may_be_abbreviated_and_misspelt_ones_are_named(folder, tokenizer_
     done = megalith(folder, "--input", "c.jsonl", "--output-prefix", "out", "--apend-eod", code=2)
     assert "--apend-eod: there is no such flag" in done.stderr
     assert "did you mean --append-eod?" in done.stderr
+    done = megalith(folder, "--inptu", "c.jsonl", code=2)  # not "--input is required"
+    assert "--inptu: there is no such flag" in done.stderr
     done = megalith(folder, "--input", "c.jsonl", "--output-prefix", "out", "--workers", "two", code=2)
     assert "--workers: invalid int value: 'two'" in done.stderr
 
@@ -140,7 +142,7 @@ def test_exit_codes_and_messages(folder):
     common = ("--output-prefix", "out", "--tokenizer", "tok")
     done = megalith(folder, "--input", "bad.jsonl", *common, code=1)
     assert "1 of 2 lines (50 %) are bad, more than 0.1 %; nothing was published" in done.stderr
-    assert "no key 'text'" in done.stderr
+    assert '\nthe first: bad.jsonl, line 2: no key \'text\': {"no": "text"}\n' in done.stderr
     assert "--max-rejected" in done.stderr
     done = megalith(folder, "--input", "bad.jsonl", *common, "--max-rejected", "0.5")
     assert "1 bad lines are in out.rejected.jsonl" in done.stderr

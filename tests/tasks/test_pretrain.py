@@ -220,3 +220,9 @@ def test_overrides_are_what_the_tests_think(corpus, tmp_path):
     assert len({item.split("=")[0] for item in overrides(corpus, tmp_path)}) == len(
         overrides(corpus, tmp_path)
     )
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(corpus, tmp_path):
+    (tmp_path / "file").write_text("in the way", "utf-8")
+    with pytest.raises(ConfigError, match=r"file/run cannot be used: Not a directory"):
+        pretrain(corpus, tmp_path / "file" / "run")

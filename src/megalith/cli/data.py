@@ -43,6 +43,7 @@ app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     help="Turn text into token files; merge, inspect and verify them.",
 )
 

@@ -63,7 +63,7 @@ def _show(report: Report) -> None:
     verdict = (
         "Something does not work: see ✗ above."
         if bad
-        else "Ready. `megalith quickstart` trains a model in two minutes."
+        else "Ready. `megalith quickstart` trains a model in a few minutes."
     )
     console.print(Text(verdict, "bold red" if bad else "bold green"))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from megalith import __version__
@@ -19,29 +19,39 @@ from megalith.errors import ConfigError, MegalithError, Problem
 EXIT_BUG = 70
 """As BSD's sysexits.h has it: an internal software error."""
 
+MARKS = {"✗": "bold red", "!": "bold yellow", "→": "green"}
+
 
 def show_error(error: MegalithError) -> None:
     """A user's mistake: what, where, and what to do, on stderr."""
     console = _console()
-    if isinstance(error, ConfigError):
-        count = len(error.problems)
-        title = f"{count} problem{'s' if count != 1 else ''} in the configuration"
-        _print(console, Text.assemble(("✗ ", "bold red"), (title, "bold")))
-        for problem in error.problems:
-            _print(console, _line(problem), indent=2)
-            if problem.fix:
-                _print(console, _fix(problem.fix), indent=6)
+    problems = error.problems if isinstance(error, ConfigError) else (error.problem,)
+    if len(problems) == 1:
+        _show_problem(console, problems[0], mark="✗ ")
         return
-    _print(console, Text.assemble(("✗ ", "bold red"), _line(error.problem)))
-    if error.problem.fix:
-        _print(console, _fix(error.problem.fix), indent=4)
+    flags = all(problem.where.startswith("--") for problem in problems)
+    title = f"{len(problems)} problems {'on the command line' if flags else 'in the configuration'}"
+    _print(console, Text(title, "bold"), mark="✗ ")
+    for problem in problems:
+        _show_problem(console, problem)
+
+
+def _show_problem(console: Console, problem: Problem, *, mark: str = "  ") -> None:
+    _print(console, _line(problem), mark=mark)
+    if problem.fix:
+        _print(console, Text(problem.fix, "green"), mark="    → " if mark.strip() else "      → ")
+
+
+def show_failure(text: str) -> None:
+    """A check that said no: one line on stderr."""
+    _print(_console(), Text(text), mark="✗ ")
 
 
 def show_notices(notices: Sequence[str]) -> None:
     """What the user should know although nothing is wrong: one line each, on stderr."""
     console = _console()
     for notice in notices:
-        _print(console, Text.assemble(("! ", "bold yellow"), notice))
+        _print(console, Text(notice), mark="! ")
 
 
 def report_bug(bug: Exception, *, show: bool) -> int:
@@ -50,7 +60,7 @@ def report_bug(bug: Exception, *, show: bool) -> int:
     details = "".join(traceback.format_exception(bug))
     summary = " ".join(f"{type(bug).__name__}: {bug}".split())
     summary = summary if len(summary) <= 300 else summary[:299] + "…"
-    _print(console, Text.assemble(("✗ ", "bold red"), ("This is a bug in Megalith. ", "bold"), summary))
+    _print(console, Text.assemble(("This is a bug in Megalith. ", "bold"), summary), mark="✗ ")
     if show:
         console.print(details, highlight=False, markup=False, soft_wrap=True)
         return EXIT_BUG
@@ -60,7 +70,7 @@ def report_bug(bug: Exception, *, show: bool) -> int:
         if file
         else "run it again with --traceback to see where"
     )
-    _print(console, _fix(where), indent=4)
+    _print(console, Text(where, "green"), mark="    → ")
     return EXIT_BUG
 
 
@@ -91,13 +101,14 @@ def _line(problem: Problem) -> Text:
     return text.append(problem.what)
 
 
-def _fix(fix: str) -> Text:
-    return Text.assemble(("→ ", "green"), (fix, "green"))
-
-
-def _print(console: Console, text: Text, *, indent: int = 0) -> None:
+def _print(console: Console, text: Text, *, mark: str) -> None:
+    """Behind a mark; what is too long for a terminal continues under the text, not under the mark."""
     if console.is_terminal:
-        console.print(Padding(text, (0, 0, 0, indent)))
+        grid = Table.grid()
+        grid.add_column(width=len(mark), no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(mark, MARKS.get(mark.strip(), "")), text)
+        console.print(grid)
         return
-    for line in text.plain.splitlines() or [""]:
-        console.print(" " * indent + line, markup=False, soft_wrap=True)
+    for i, line in enumerate(text.plain.splitlines() or [""]):
+        console.print((mark if not i or not mark.strip() else "") + line, markup=False, soft_wrap=True)

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from megalith.evaluate import wikitext as wikitext_task
     from megalith.evaluate.perplexity import Report
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a checkpoint on held-out text.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Measure a checkpoint on held-out text.",
+)
 
 DataFile = Annotated[str, typer.Option("--data", "--valid-data", help="the benchmark's file")]
 SeqLength = Annotated[int | None, typer.Option(min=1, help="window; default: the length trained on")]
@@ -68,6 +73,7 @@ def perplexity(
     """
     from rich.console import Console
 
+    from megalith.cli.errors import show_failure
     from megalith.cli.progress import progress_bar
     from megalith.errors import EXIT_FAILURE, ConfigError, Problem
     from megalith.evaluate.perplexity import Request, evaluate
@@ -91,6 +97,7 @@ def perplexity(
     Console().print(perplexity_table(report))
     write_json(json_file, report.to_json())
     if check and not report.beats_baselines:
+        show_failure(f"--check: step {report.step} is not below every baseline")
         raise typer.Exit(EXIT_FAILURE)
 
 
@@ -217,9 +224,9 @@ def perplexity_table(report: Report) -> Any:
     table.add_column("nats a token", justify="right")
     table.add_column("bits a byte", justify="right")
     bits = f"{report.bits_per_byte:.3f}" if report.bits_per_byte is not None else ""
-    table.add_row(
-        f"step {report.step}", f"{report.perplexity:.2f}", f"{report.loss:.4f}", bits, style="bold green"
-    )
+    known = report.bigram_perplexity is not None or report.untrained_perplexity is not None
+    style = "bold" if not known else "bold green" if report.beats_baselines else "bold red"
+    table.add_row(f"step {report.step}", f"{report.perplexity:.2f}", f"{report.loss:.4f}", bits, style=style)
     for name in ("bigram", "unigram", "untrained"):
         value = getattr(report, f"{name}_perplexity")
         if value is not None:

@@ -10,20 +10,29 @@ Knows names of commands. Logic lives below, in the packages that the commands im
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from megalith.errors import MegalithError
+from megalith.errors import EXIT_USER_ERROR, MegalithError
 
 EXIT_INTERRUPTED = 130
+UsageError = typer.BadParameter.__mro__[1]
+"""Of click, or of the copy of it that newer typer versions bring along."""
+MACHINE_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "EMFILE", "ENAMETOOLONG")
+    if hasattr(errno, name)
+)
+"""What a disk or its owner says no to, wherever we may be: nothing that a traceback would explain."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,14 @@ class Command:
         found = getattr(import_module(module), attribute)
         if isinstance(found, typer.Typer):
             return typer.main.get_command(found)
-        single = typer.Typer(add_completion=False)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(name)(found)
         return typer.main.get_command(single)
 
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "megalith.cli.quickstart:quickstart", "Text to a trained model in two minutes, no download."
+        "megalith.cli.quickstart:quickstart", "Text to a trained model in a few minutes, no download."
     ),
     "doctor": Command("megalith.cli.doctor:doctor", "What this machine will use, why, and what is missing."),
     "tokenizer": Command("megalith.cli.tokenizer:app", "Train, try and inspect tokenizers."),
@@ -59,9 +68,7 @@ COMMANDS: dict[str, Command] = {
     "checkpoint": Command(
         "megalith.cli.checkpoint:app", "Look into checkpoints, and check that they are whole."
     ),
-    "explain": Command(
-        "megalith.cli.explain:explain", "What a configuration key means, and where its value comes from."
-    ),
+    "explain": Command("megalith.cli.explain:explain", "What a configuration key means and where it is set."),
 }
 
 
@@ -95,6 +102,7 @@ app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut off the names of options that do not fit into 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -133,16 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             module, _, attribute = direct.partition(":")
             getattr(import_module(module), attribute)(arguments[2:])
             sys.exit(0)
-        app(args=arguments, prog_name="megalith")
+        code = app(args=arguments, prog_name="megalith", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except MegalithError as error:
-        from megalith.cli.errors import show_error
-
-        if show:
-            import traceback
-
-            traceback.print_exc()
-        show_error(error)
-        sys.exit(error.exit_code)
+        sys.exit(_tell(error, show=show))
+    except UsageError as error:
+        sys.exit(_tell_usage(cast(Any, error)))
     except SystemExit as stop:
         if stop.code == EXIT_INTERRUPTED:
             print("\nInterrupted.", file=sys.stderr)
@@ -151,9 +155,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as bug:
+        if isinstance(bug, OSError) and bug.errno in MACHINE_ERRORS:
+            sys.exit(_tell(_machine_error(bug), show=show))
         from megalith.cli.errors import report_bug
 
         sys.exit(report_bug(bug, show=show))
+
+
+def _tell(error: MegalithError, *, show: bool) -> int:
+    from megalith.cli.errors import show_error
+
+    if show:
+        import traceback
+
+        traceback.print_exc()
+    show_error(error)
+    return error.exit_code
+
+
+def _tell_usage(error: Any) -> int:
+    """A command line that cannot be read; a command without its arguments gets its help. → exit code"""
+    from megalith.cli.errors import show_error
+
+    command = error.ctx.command_path if error.ctx else "megalith"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        what, fix = error.format_message().strip(), f"{command} --help lists what there is"
+        if near := getattr(error, "possibilities", None):
+            what, fix = f"there is no option {error.option_name}", f"did you mean {' or '.join(near)}?"
+        show_error(MegalithError(what, where=command, fix=fix))
+    return EXIT_USER_ERROR
+
+
+def _machine_error(error: OSError) -> MegalithError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    fix = "make room, or write elsewhere" if full else "check the path, its permissions and the file system"
+    where = str(error.filename) if error.filename is not None else ""
+    return MegalithError(str(error.strerror or error), where=where, fix=fix)
 
 
 if __name__ == "__main__":

@@ -177,13 +177,22 @@ def _add_accepted(group: Any) -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
+    _check_flags(parser, arguments)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        near = get_close_matches(flag, list(parser._option_string_actions), n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-        raise DataError("there is no such flag", where=flag, fix=hint)
+        parser.error(f"{unknown[0]!r} belongs to no flag")
     return given
+
+
+def _check_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """A misspelt flag, before argparse misses the flag that it should have been."""
+    known = list(parser._option_string_actions)
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and not any(name.startswith(flag) for name in known):
+            near = get_close_matches(flag, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+            raise DataError("there is no such flag", where=flag, fix=hint)
 
 
 def main(arguments: Sequence[str]) -> None:

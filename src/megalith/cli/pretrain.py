@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     help="Pretrain a model from a configuration and key=value overrides.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,4 +1,4 @@
-"""`megalith quickstart`: the whole road in two minutes, without a download."""
+"""`megalith quickstart`: the whole road in a few minutes, without a download."""
 
 from __future__ import annotations
 

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from megalith.tokenizers.bpe import DefinedTokenizer
     from megalith.tokenizers.names import TokenizerFiles
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train, try and inspect tokenizers.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Train, try and inspect tokenizers.",
+)
+
+WORTH_A_BAR = 20_000_000
+"""Bytes of input below which training takes so few seconds that the library's four bars would only stand about."""
 
 TokenizerPath = Annotated[
     Path | None, typer.Option("--tokenizer", help="a tokenizer.json, or a folder with one", metavar="PATH")
@@ -82,8 +90,10 @@ def train(
         )
     tally, started = Tally(), time.perf_counter()
     limit = None if max_megabytes is None else int(max_megabytes * 1e6)
-    texts = read_texts(find_sources(inputs), json_key, tally, max_bytes=limit)
-    tokenizer = train_bpe(texts, options, progress=console.is_terminal)
+    sources = find_sources(inputs)
+    slow = sum(source.size for source in sources) > WORTH_A_BAR
+    texts = read_texts(sources, json_key, tally, max_bytes=limit)
+    tokenizer = train_bpe(texts, options, progress=slow and console.is_terminal)
     if not tally.bytes:
         raise DataError(
             f"no text was found under the key {json_key!r}" if tally.bad_lines else "no text was found",

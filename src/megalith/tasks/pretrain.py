@@ -57,7 +57,12 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
 
 def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
     """Make the run's folder ready, and log into it."""
-    stack.enter_context(hold(parts.experiment.folder))
+    folder = parts.experiment.folder
+    try:
+        stack.enter_context(hold(folder))
+    except OSError as error:
+        where, fix = "exp_manager.explicit_log_dir, .exp_dir", "name a folder that you may write to"
+        raise ConfigError([Problem(where, f"{folder} cannot be used: {error.strerror}", fix)]) from error
     notices = open_folder(
         parts.experiment,
         config_yaml=parts.composed.yaml(),

@@ -27,6 +27,12 @@ from megalith.tools import python_docs
 PROMPTS = ("Return a list of", "The with statement", "Raises ValueError if")
 
 
+LINE = 110
+"""Characters of a line where nobody says how long one may be."""
+ENOUGH = 560
+"""Training steps after which the model must be better than the n-gram models; shorter walks only look."""
+
+
 class StepFailed(MegalithError):
     """A command of the quickstart ended with an error; its own message stands above."""
 
@@ -78,7 +84,7 @@ def run(folder: Path, *, steps: int, console: Console | None = None) -> int:
     collect_text(road, paths)
     tokenise(road, paths)
     train(road, paths, steps)
-    measure(road, paths)
+    measure(road, paths, steps)
     minutes = (time.monotonic() - started) / 60
     console.print()
     console.print(Rule(f"[bold green]done in {minutes:.1f} minutes[/]", style="green"))
@@ -100,12 +106,14 @@ class Road:
         self.console.print()
         self.console.print(Rule(f"[bold]{self.number}. {title}[/]", align="left", style="cyan"))
         if note:
-            self.console.print(note, highlight=False, soft_wrap=True)
+            terminal = self.console.is_terminal  # whose lines may be shorter; a file keeps ours
+            self.console.print(
+                " ".join(note.split()) if terminal else note, highlight=False, soft_wrap=not terminal
+            )
 
     def show(self, arguments: Sequence[str]) -> None:
-        self.console.print(
-            Text("$ " + shlex.join(["megalith", *arguments]), style="bold yellow"), soft_wrap=True
-        )
+        width = self.console.width if self.console.is_terminal else LINE
+        self.console.print(Text(f"$ {command_line(arguments, width - 2)}", "bold yellow"), soft_wrap=True)
         self.console.file.flush()
 
     def command(self, arguments: Sequence[str]) -> None:
@@ -144,6 +152,17 @@ class Road:
 def program(arguments: Sequence[str]) -> list[str]:
     """The command line of a megalith command under the running interpreter."""
     return [sys.executable, "-m", "megalith", *arguments]
+
+
+def command_line(arguments: Sequence[str], width: int = LINE) -> str:
+    """What to type: a line that is too long goes on in the next one, as a shell reads it."""
+    lines = ["megalith"]
+    for word in map(shlex.quote, arguments):
+        if len(lines[-1]) + len(word) + 3 > width and lines[-1].strip():
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
 
 
 def environment() -> dict[str, str]:
@@ -216,11 +235,12 @@ def train(road: Road, paths: Paths, steps: int) -> None:
         road.command(arguments)
 
 
-def measure(road: Road, paths: Paths) -> None:
+def measure(road: Road, paths: Paths, steps: int) -> None:
     road.step(
         "Perplexity", "On the held-out documents: the model, the model before training, and n-gram models."
     )
-    road.command(["evaluate", "perplexity", "--checkpoint", str(paths.run), "--baselines", "--check"])
+    check = ["--check"] if steps >= ENOUGH else []
+    road.command(["evaluate", "perplexity", "--checkpoint", str(paths.run), "--baselines", *check])
     road.step(
         "Text",
         "What it writes. A model of this size and age has learnt the look of documentation, not its sense.",

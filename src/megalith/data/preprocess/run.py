@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from megalith.data.indexed.format import storage_dtype
 from megalith.data.indexed.sidecar import TokenizerRecord
 from megalith.data.preprocess.batches import Limits
@@ -306,4 +308,7 @@ def _files_hash(files: TokenizerFiles) -> str:
 def _first_reject(store: Store) -> str:
     with store.path("rejected.jsonl").open("rb") as file:
         first = file.readline().decode()
-    return f"; the first: {first.strip()}" if first else ""
+    if not first:
+        return ""
+    record = msgspec.json.decode(first)
+    return f"\nthe first: {record['file']}, line {record['line']}: {record['reason']}: {record['excerpt']}"
