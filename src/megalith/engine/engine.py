@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from megalith.engine.batch import LossAverage, Share, prepare, split, to_device
+from megalith.engine.local import counted_here, like, local_parameter, place_gradient
 from megalith.engine.objective import Batch, CausalLanguageModel, Objective
-from megalith.engine.step import accumulate, evaluate, require_gradients
+from megalith.engine.step import Forward, accumulate, finish_gradients, require_gradients, run_pipeline
 from megalith.errors import CheckpointError, ConfigError, Problem, TrainingStopped
 from megalith.optim.adamw import make_optimizer, moment_names, set_updates
 from megalith.optim.clip import clip_, gradient_norm
@@ -29,6 +30,7 @@ from megalith.optim.config import OptimConfig
 from megalith.optim.groups import parameter_groups, set_rates
 from megalith.optim.scaler import DynamicScaler, Scaler, make_scaler
 from megalith.optim.schedule import Counters, Schedule
+from megalith.parallel.data import reshard
 from megalith.topology.precision import precision as precision_of
 from megalith.topology.topology import Topology
 
@@ -79,10 +81,17 @@ class Engine:
         self.loss_average: LossAverage = loss_average
         self.objective = objective or CausalLanguageModel()
         self.scaler = scaler or make_scaler(precision_of(precision).name)
+        self.forward = Forward(self.stages, self.objective, topology)
         self.parameters = {name: p for stage in self.stages for name, p in stage.named_parameters()}
         freeze(self.parameters, frozen)
         self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
-        groups = parameter_groups(self.trainable.items(), optim.weight_decay)
+        self.local = {name: local_parameter(p) for name, p in self.trainable.items()}
+        """Plain tensors that share memory with the trainable parameters: what the optimizer moves."""
+        counts = self.forward.pipeline.counts if self.forward.pipeline else lambda name: True
+        self._counted = {
+            name for name, p in self.trainable.items() if counts(name) and counted_here(p, topology)
+        }
+        groups = parameter_groups(self.local.items(), optim.weight_decay)
         self.optimizer, self._moments = make_optimizer(groups, optim), moment_names(optim)
         self.step = self.consumed_samples = self.consumed_tokens = 0
         self.skipped = self.skipped_in_a_row = 0
@@ -137,18 +146,18 @@ class Engine:
             micro_batch_size=self.micro_batch_size,
             average=self.loss_average,
         )
+        zero = torch.zeros((), dtype=torch.float64, device=self.topology.device)
         if share.empty:
-            zero = torch.zeros((), device=self.topology.device)
             return {**dict.fromkeys(share.counts, zero), "loss": zero}
-        terms = accumulate(
-            self.model, self.objective, share, seed=self.seed, step=self.step, scale=self.scaler.scale
-        )
+        run = run_pipeline if self.forward.pipeline else accumulate
+        terms = run(self.forward, share, seed=self.seed, step=self.step, scale=self.scaler.scale)
         if not self._checked:
             require_gradients(self.trainable)
             self._checked = True
-        return {
-            name: self.topology.sum(term, "replicate", "shard", "context") for name, term in terms.items()
-        }
+        finish_gradients(self.forward, self.parameters)
+        found = torch.stack([terms.get(name, zero).double() for name in (*share.counts, "loss")])
+        found = self.topology.sum(found, "pipeline", "replicate", "shard", "context")
+        return dict(zip((*share.counts, "loss"), found, strict=True))
 
     def optimizer_step(self) -> bool:
         """Clip and update, or skip: without targets or with a gradient that is not finite nothing moves but the counters.
@@ -160,15 +169,18 @@ class Engine:
             raise RuntimeError("optimizer_step needs a forward_backward before it")
         this = Counters(1, share.samples, share.tokens)
         self.lr = self.schedule.lr(self.done, this)
-        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        for name, parameter in self.trainable.items():
+            place_gradient(parameter, self.local[name])
+        gradients = {name: p.grad for name, p in self.local.items() if p.grad is not None}
+        counted = [gradient for name, gradient in gradients.items() if name in self._counted]
         scale = self.scaler.scale
-        norm = gradient_norm(gradients, reduce=self._sum_over_model).item() / scale
+        norm = gradient_norm(counted, reduce=self._sum_over_model).item() / scale
         self.grad_norm = norm
         usable = math.isfinite(norm) and not share.empty
         if not share.empty:
             self.scaler.update(not usable)
         if usable:
-            self._update(gradients, norm, scale, this)
+            self._update(list(gradients.values()), norm, scale, this)
         else:
             self._count_skip(share)
         self.step += 1
@@ -207,11 +219,11 @@ class Engine:
         )
 
     def _sum_over_model(self, total: torch.Tensor) -> torch.Tensor:
-        return self.topology.sum(total, "pipeline", "shard", "tensor")
+        return self.topology.sum(total.to(self.topology.device), "pipeline", "shard", "tensor")
 
     def zero_gradients(self) -> None:
         """Forget all gradients and give their memory back."""
-        for parameter in self.parameters.values():
+        for parameter in (*self.parameters.values(), *self.local.values()):
             parameter.grad = None
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -224,23 +236,27 @@ class Engine:
         for batch in batches:
             for micro in split(batch, self.micro_batch_size):
                 micro = to_device(micro, self.topology.device)
-                for name, (value, count) in evaluate(
-                    self.model, self.objective, micro, self.topology
-                ).items():
+                for name, (value, count) in self.forward.evaluate(micro).items():
                     before, number = totals.get(name, (0.0, 0))
                     totals[name] = before + value.item(), number + int(count)
         for stage in self.stages:
+            reshard(stage)
             stage.train()
         return totals
 
     # -- what a checkpoint holds ---------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor to save, by name, sharing memory with the live one: loading into them loads the engine."""
+        """Every tensor to save, by name, sharing memory with the live one: loading into them loads the engine.
+
+        What is shared between processes is a DTensor, of which this process holds a part.
+        """
+        for stage in self.stages:
+            reshard(stage)
         found = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         for name, parameter in self.trainable.items():
-            state = self.optimizer.state[parameter]
-            found |= {f"optim.{name}.{moment}": state[moment] for moment in self._moments}
+            state = self.optimizer.state[self.local[name]]
+            found |= {f"optim.{name}.{moment}": like(parameter, state[moment]) for moment in self._moments}
         return found
 
     def state_dict(self) -> dict[str, Any]:

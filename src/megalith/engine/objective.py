@@ -1,6 +1,6 @@
 """What a model is trained to do: how many targets a batch has, and the loss terms of one micro-batch.
 
-Knows the names of a batch's tensors and how to call the model. Knows no division, no backward and no process: sums come
+Knows the names of a batch's tensors and what goes into the model. Knows no division, no backward and no process: sums come
 out of here, and the engine divides each once by its count over the whole global batch.
 """
 
@@ -22,8 +22,12 @@ class Objective(Protocol):
         """Number of targets of each term in a batch, from the data alone: known before the first forward."""
         ...
 
-    def terms(self, model: nn.Module, batch: Batch, keys: torch.Tensor | None) -> dict[str, Any]:
-        """Loss terms (sum, count, weight) of one micro-batch; `keys` (B,) drive dropout, None switches it off."""
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What the first stage reads, and the keyword arguments of every stage; all with the sample first."""
+        ...
+
+    def terms(self, model: nn.Module, output: torch.Tensor, batch: Batch) -> dict[str, Any]:
+        """Loss terms (sum, count, weight) of the last stage's output for one micro-batch."""
         ...
 
 
@@ -34,8 +38,10 @@ class CausalLanguageModel:
         """Targets that are not −1."""
         return {"lm": (batch["targets"] >= 0).sum()}
 
-    def terms(self, model: nn.Module, batch: Batch, keys: torch.Tensor | None) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Tokens; positions and documents where the batch has them."""
+        return batch["tokens"], {name: batch[name] for name in ("positions", "documents") if name in batch}
+
+    def terms(self, model: nn.Module, output: torch.Tensor, batch: Batch) -> dict[str, Any]:
         """The model's own chunked cross-entropy; the whole logits never exist."""
-        positions, documents = batch.get("positions"), batch.get("documents")
-        hidden = model(batch["tokens"], keys=keys, positions=positions, documents=documents)
-        return model.loss(hidden, batch["targets"])
+        return model.loss(output, batch["targets"])

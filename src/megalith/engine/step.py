@@ -1,11 +1,14 @@
-"""Forward and backward over the micro-batches of one step. Knows no optimizer and no loop.
+"""Forward and backward over the micro-batches of one step, on any layout. Knows no optimizer and no loop.
 
 Each term's sum is divided once, by a number known beforehand, so gradients add up in `.grad` to those of the mean loss of
-the whole global batch, however it is cut.
+the whole global batch, however it is cut. A pipeline interleaves the same micro-batches by its own schedule.
+
+    accumulate / run_pipeline ─▶ .grad, this rank's part ─ finish_gradients ─▶ .grad, what this rank's parameters need
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,47 +18,117 @@ from megalith.engine.batch import Share
 from megalith.engine.objective import Batch, Objective
 from megalith.errors import UnsupportedError
 from megalith.nn.dropout import sample_keys
+from megalith.parallel import data
+from megalith.parallel.data import local_gradient
+from megalith.parallel.pipeline import Pipeline
 from megalith.topology.topology import Topology
 
+Terms = dict[str, torch.Tensor]
 
-def accumulate(
-    model: nn.Module, objective: Objective, share: Share, *, seed: int, step: int, scale: float = 1.0
-) -> dict[str, torch.Tensor]:
+
+class Forward:
+    """One micro-batch through the stages of this process: the same call with a pipeline and without."""
+
+    def __init__(self, stages: Sequence[nn.Module], objective: Objective, topology: Topology) -> None:
+        self.stages, self.objective, self.topology = list(stages), objective, topology
+        self.pipeline = Pipeline(stages, topology) if topology.size("pipeline") > 1 else None
+
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The objective's; later stages, which see a part of the sequence, are told its length by the positions."""
+        x, kwargs = self.objective.inputs(batch)
+        if self.pipeline and self.topology.sizes.sequence_parallel and "positions" not in kwargs:
+            kwargs["positions"] = torch.arange(x.shape[1], device=x.device).expand(x.shape).contiguous()
+        return x, kwargs
+
+    def terms(self, batch: Batch, keys: torch.Tensor | None) -> dict[str, Any]:
+        """Loss terms of one micro-batch, differentiable. Only without a pipeline."""
+        x, kwargs = self.inputs(batch)
+        return self.objective.terms(self.stages[0], self.stages[0](x, keys=keys, **kwargs), batch)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Sum (float64) and count of each term over one batch of every data rank, without dropout."""
+        terms: dict[str, Any] = {}
+        if self.pipeline is None:
+            terms = self.terms(batch, None)
+        elif (output := self.pipeline.forward(*self.inputs(batch))) is not None:
+            terms = self.objective.terms(self.stages[-1], output, batch)
+        zero = torch.zeros((), dtype=torch.float64, device=self.topology.device)
+        found = {}
+        for name in self.objective.counts(batch):
+            both = torch.stack([zero, zero])
+            if name in terms:
+                both = torch.stack([terms[name].sum.double(), torch.as_tensor(terms[name].count).to(zero)])
+            total = self.topology.sum(both, "pipeline", "replicate", "shard", "context")
+            found[name] = total[0], total[1]
+        return found
+
+
+def accumulate(forward: Forward, share: Share, *, seed: int, step: int, scale: float = 1.0) -> Terms:
     """Gradients of `scale` × the mean loss into `.grad`. → this process's part of each term's mean, and the whole as "loss".
 
     Dropout masks depend on (seed, step, sample) only, never on the micro-batch that a sample is in.
     """
-    total: dict[str, torch.Tensor] = {}
-    for micro, divisors in zip(share.micros, share.divisors, strict=True):
-        terms = objective.terms(model, micro, sample_keys(seed, step, micro["sample"]))
-        parts = divide(terms, divisors)
+    total: Terms = {}
+    (stage,) = forward.stages
+    for number, (micro, divisors) in enumerate(zip(share.micros, share.divisors, strict=True)):
+        data.begin_micro_batch(stage, forward.topology, last=number == len(share.micros) - 1)
+        parts = divide(forward.terms(micro, sample_keys(seed, step, micro["sample"])), divisors)
         (parts["loss"] * scale if scale != 1.0 else parts["loss"]).backward()
-        for name, part in parts.items():
-            total[name] = total[name] + part.detach() if name in total else part.detach()
+        _add(total, parts)
     return total
 
 
-def divide(terms: dict[str, Any], divisors: dict[str, float]) -> dict[str, torch.Tensor]:
+def run_pipeline(forward: Forward, share: Share, *, seed: int, step: int, scale: float = 1.0) -> Terms:
+    """The same through a pipeline; ranks without the last stage return no terms."""
+    assert forward.pipeline is not None
+    total: Terms = {}
+
+    def loss(output: torch.Tensor, number: int) -> torch.Tensor:
+        terms = forward.objective.terms(forward.stages[-1], output, share.micros[number])
+        parts = divide(terms, share.divisors[number])
+        _add(total, parts)
+        return parts["loss"] * scale
+
+    whole = {name: torch.cat([micro[name] for micro in share.micros]) for name in share.micros[0]}
+    x, kwargs = forward.inputs(whole)
+    kwargs["keys"] = sample_keys(seed, step, whole["sample"])
+    forward.pipeline.step(x, kwargs, len(share.micros), loss)
+    return total
+
+
+def _add(total: Terms, parts: Mapping[str, torch.Tensor]) -> None:
+    for name, part in parts.items():
+        total[name] = total[name] + part.detach() if name in total else part.detach()
+
+
+def divide(terms: dict[str, Any], divisors: dict[str, float]) -> Terms:
     """Each term's sum over its divisor, and their weighted sum as "loss"."""
     parts = {name: term.sum / divisors[name] for name, term in terms.items()}
     loss = sum(part if terms[name].weight == 1 else part * terms[name].weight for name, part in parts.items())
     return {**parts, "loss": loss}  # type: ignore[dict-item]
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, objective: Objective, batch: Batch, topology: Topology
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Sum (float64) and count of each term over one batch of every data rank, without dropout."""
-    terms = objective.terms(model, batch, None)
-    axes = ("replicate", "shard", "context")
-    return {
-        name: (topology.sum(term.sum.double(), *axes), topology.sum(torch.as_tensor(term.count), *axes))
-        for name, term in terms.items()
-    }
+def finish_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter]) -> None:
+    """What no layer could finish alone: parts of a sequence's gradient, and parameters that several stages hold."""
+    topology = forward.topology
+    for module in unique(m for stage in forward.stages for m in stage.modules()):
+        for name in getattr(module, "partial_gradients", ()):
+            parameter = getattr(module, name)
+            if parameter.requires_grad:
+                topology.sum(local_gradient(parameter), "tensor")
+    for stage in forward.stages[:1]:  # what FSDP2 was not given is one module in all stages of a process
+        data.sum_gradients(stage, topology)
+    if forward.pipeline is not None:
+        forward.pipeline.sum_shared_gradients(dict(parameters))
 
 
-def require_gradients(parameters: dict[str, torch.Tensor]) -> None:
+def unique(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Each module once, in order."""
+    return list({id(module): module for module in modules}.values())
+
+
+def require_gradients(parameters: Mapping[str, torch.Tensor]) -> None:
     """After the first backward: every trainable parameter has a gradient, or the ones without are named."""
     missing = [name for name, parameter in parameters.items() if parameter.grad is None]
     if missing:

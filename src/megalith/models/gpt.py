@@ -22,7 +22,7 @@ from megalith.nn.attention import AttentionSpec, Shared
 from megalith.nn.block import Block, BlockSpec
 from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_EMBEDDING, Dropout, layer_keys
-from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding, head_logits
+from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.loss import CrossEntropy, LossTerm
 from megalith.nn.mlp import MLPSpec
 from megalith.nn.norm import make_norm
@@ -92,7 +92,8 @@ class GPT(nn.Module):
         """(B, T) tokens on the first stage, (B, T, D) activations on others → (B, T, D), final norm applied on the last.
 
         `keys` (B,) dropout keys of the samples (needed in training with dropout); `positions` (B, T) and `documents`
-        (B, T): restarted positions, and attention within the same document only; `cache`: tokens seen before.
+        (B, T): restarted positions, and attention within the same document only; `cache`: tokens seen before. Where
+        activations hold a part of the sequence only, `positions` say how long it is.
         Errors: `UnsupportedError` for too long a sequence, a full cache, or documents with a cache.
         """
         if cache is not None:
@@ -107,7 +108,7 @@ class GPT(nn.Module):
             layer_key = None if keys is None else layer_keys(keys, int(layer))
             x = block(x, shared, layer_key, None if cache is None else cache.layer(i))
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(positions.shape[-1])
         return self.final_norm(x) if self.last and self.final_norm is not None else x
 
     def embed(
@@ -123,7 +124,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, D) → (…, V) over the true vocabulary, in the compute dtype."""
-        return head_logits(hidden, self.head_weight, self.config.vocab_size, self.compute_dtype)
+        return self.head_table.logits(hidden)
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> dict[str, LossTerm]:
         """hidden (B, T, D), targets (B, T) with −1 not counted → {"lm": sum, count, weight}."""
@@ -131,9 +132,14 @@ class GPT(nn.Module):
         return {"lm": LossTerm(total, (targets >= 0).sum())}
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_table(self) -> TokenEmbedding:
         """The table whose rows are compared with hidden states."""
-        return (self.token_embedding if self.head is None else self.head).weight
+        return self.token_embedding if self.head is None else self.head
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """Its weight, (padded vocabulary, D)."""
+        return self.head_table.weight
 
     def set_compute_dtype(self, dtype: torch.dtype | None, residual_dtype: torch.dtype | None = None) -> None:
         """Matrix products in `dtype` (None: the parameters'); the residual stream in `residual_dtype` (None: likewise)."""
@@ -145,16 +151,31 @@ class GPT(nn.Module):
 
         None: the compute dtype.
         """
-        config, weight = self.config, next(self.parameters())
+        weight = next(self.parameters())
+        attention = next(iter(self.blocks.values())).attention
         return KVCache(
             len(self.blocks),
             batch,
             max_length,
-            config.kv_heads,
-            config.head_dim,
+            attention.kv_heads,
+            attention.head_dim,
             dtype=dtype or self.compute_dtype or weight.dtype,
             device=weight.device,
         )
+
+    def cut(self, stage: int, stages: int, layers: range) -> None:
+        """Becomes pipeline stage number `stage` of `stages`, with these layers: deletes what other stages hold.
+
+        A tied token table stays on both ends, a relative bias on every stage.
+        """
+        self.first, self.last = stage == 0, stage == stages - 1
+        self.blocks = Blocks({str(i): self.blocks[str(i)] for i in layers})
+        if not self.first:
+            self.position_embedding = None
+            if self.head is not None or not self.last:
+                del self.token_embedding
+        if not self.last:
+            self.final_norm = self.head = None
 
     def init_rules(self) -> list[Rule]:
         """Ordered (pattern of the parameter's name, ("normal", std) or a constant): the first that matches decides."""
@@ -176,7 +197,7 @@ class GPT(nn.Module):
         documents: torch.Tensor | None,
         cache: KVCache | None,
     ) -> Shared:
-        start, length = 0 if cache is None else cache.length, x.shape[1]
+        start, length = 0 if cache is None else cache.length, positions.shape[-1]
         if cache is not None and (mask := cache.visible(length)) is not None:
             visibility = Visibility(mask=mask)
         else:

@@ -58,6 +58,8 @@ class Attention(nn.Module):
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.head_dim, self.rotary = spec.head_dim, spec.rotary
+        self.kv_heads = spec.kv_heads
+        """Key-value heads that this process holds."""
         self.group_size = spec.heads // spec.kv_heads
         rows = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
         self.qkv = Linear(spec.width, rows, axes=("kv_heads", "embed"), bias=spec.qkv_bias)

@@ -16,16 +16,22 @@ from megalith.errors import UnsupportedError
 
 
 class TokenEmbedding(nn.Module):
-    """(B, T) token ids → (B, T, D). `weight` is (padded vocabulary, D)."""
+    """(B, T) token ids → (B, T, D), and hidden states → logits. `weight` is (padded vocabulary, D)."""
 
     def __init__(self, vocabulary: int, padded: int, width: int) -> None:
         super().__init__()
         self.axes = ("vocab", "embed")
         self.vocabulary = vocabulary
+        self.compute_dtype: torch.dtype | None = None
         self.weight = nn.Parameter(torch.empty(padded, width))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.embedding(tokens, self.weight)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, D) → (…, V): the true vocabulary's, in the compute dtype. Padded rows are cut off before the product."""
+        hidden = hidden.to(self.compute_dtype or hidden.dtype)
+        return F.linear(hidden, self.weight[: self.vocabulary].to(hidden.dtype))
 
     def extra_repr(self) -> str:
         padded, width = self.weight.shape
@@ -60,11 +66,3 @@ class PositionEmbedding(nn.Module):
     def extra_repr(self) -> str:
         length, width = self.weight.shape
         return f"{length} × {width}, axes=(position, embed)"
-
-
-def head_logits(
-    hidden: torch.Tensor, weight: torch.Tensor, vocabulary: int, dtype: torch.dtype | None
-) -> torch.Tensor:
-    """(…, D) → (…, V): the true vocabulary's logits in the compute dtype. Padded rows are cut off before the product."""
-    hidden = hidden.to(dtype or hidden.dtype)
-    return F.linear(hidden, weight[:vocabulary].to(hidden.dtype))

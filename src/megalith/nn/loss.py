@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -24,7 +25,13 @@ from megalith.nn.precision import at_least_fp32
 NOT_COUNTED = -1
 """Target of a position that does not enter the loss."""
 
+CHUNK = {"cpu": 512, "cuda": 4096}
+"""Rows at a time: on a CPU few, for the cache; on a GPU many, since each chunk reads and writes the fp32 gradient of the table."""
+ALIGNED_COLUMNS = 8
+"""A GPU multiplies half-precision matrices at full speed only if their rows begin at multiples of 16 bytes."""
+
 Elementwise = Callable[[torch.Tensor, torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor]]
+Value = Callable[[torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 
 
 class LossTerm(NamedTuple):
@@ -36,13 +43,17 @@ class LossTerm(NamedTuple):
 
 
 class CrossEntropy(nn.Module):
-    """Sum of −log p(target) over counted targets. `chunk` rows at a time; `elementwise` may be replaced (compiled)."""
+    """Sum of −log p(target) over counted targets, `chunk` rows at a time (None: as many as suit the device).
 
-    def __init__(self, chunk: int = 512) -> None:
+    `elementwise` (loss and gradient of a chunk's logits) and `value` (its loss alone) may be replaced.
+    """
+
+    def __init__(self, chunk: int | None = None) -> None:
         super().__init__()
         self.chunk = chunk
         self.compute_dtype: torch.dtype | None = None
         self.elementwise: Elementwise = softmax_minus_one_hot
+        self.value: Value = chunk_sum
 
     def forward(
         self, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocabulary: int
@@ -50,11 +61,12 @@ class CrossEntropy(nn.Module):
         """hidden (B, T, D), head weight (≥ V, D), targets (B, T) with −1 not counted → scalar sum, fp32 at least."""
         dtype = self.compute_dtype or hidden.dtype
         learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-        plan = _Plan(vocabulary, self.chunk, dtype, learns, self.elementwise)
+        chunk = self.chunk or CHUNK.get(hidden.device.type, max(CHUNK.values()))
+        plan = _Plan(vocabulary, chunk, dtype, learns, self.elementwise, self.value)
         return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), plan)
 
     def extra_repr(self) -> str:
-        return f"{self.chunk} rows at a time"
+        return f"{self.chunk} rows at a time" if self.chunk else ""
 
 
 class _Plan(NamedTuple):
@@ -63,6 +75,7 @@ class _Plan(NamedTuple):
     dtype: torch.dtype
     learns: bool
     elementwise: Elementwise
+    value: Value
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -73,25 +86,28 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, plan: _Plan
     ) -> torch.Tensor:
         wide = at_least_fp32(hidden)
-        table = weight[: plan.vocabulary].to(plan.dtype)
+        columns = product_columns(plan.vocabulary, weight)
+        table = weight[:columns].to(plan.dtype)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         wants = [plan.learns and need for need in ctx.needs_input_grad[:2]]
         hidden_gradient = torch.empty_like(hidden) if wants[0] else None
         weight_gradient = torch.empty_like(weight) if wants[1] else None
         if weight_gradient is not None:
-            weight_gradient[plan.vocabulary if len(hidden) else 0 :] = 0
+            weight_gradient[columns if len(hidden) else 0 :] = 0
         for begin in range(0, hidden.shape[0], plan.chunk):
             rows = slice(begin, begin + plan.chunk)
             h = hidden[rows].to(plan.dtype)
             if not any(wants):
-                total += chunk_sum(h @ table.T, targets[rows], wide)
+                total += plan.value(chunk_logits(h, table, plan.vocabulary), targets[rows], wide)
                 continue
-            part, gradient = plan.elementwise(h @ table.T, targets[rows], wide)
+            part, gradient = plan.elementwise(chunk_logits(h, table, plan.vocabulary), targets[rows], wide)
             total += part
+            if columns > plan.vocabulary:
+                gradient = F.pad(gradient, (0, columns - plan.vocabulary))
             if hidden_gradient is not None:
                 hidden_gradient[rows] = gradient @ table
             if weight_gradient is not None:
-                accumulate(weight_gradient[: plan.vocabulary], gradient.T @ h, first=begin == 0)
+                accumulate(weight_gradient[:columns], gradient.T @ h, first=begin == 0)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
@@ -105,12 +121,25 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None
 
 
+def product_columns(vocabulary: int, weight: torch.Tensor) -> int:
+    """How many rows of the table are multiplied: the true vocabulary, on a GPU up to the next aligned number that there is."""
+    if weight.device.type == "cpu":
+        return vocabulary
+    return min(-(-vocabulary // ALIGNED_COLUMNS) * ALIGNED_COLUMNS, weight.shape[0])
+
+
+def chunk_logits(hidden: torch.Tensor, table: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """(N, D), (≥ V, D) → (N, V); what the table has beyond the vocabulary is multiplied and cut off."""
+    logits = hidden @ table.T
+    return logits if logits.shape[-1] == vocabulary else logits[:, :vocabulary]
+
+
 def softmax_minus_one_hot(
     logits: torch.Tensor, targets: torch.Tensor, wide: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, V) → summed loss of the counted rows, and its gradient by the logits in the logits' own dtype.
 
-    Overwrites its logits where they are wide already: a chunk exists once, not once an operation.
+    Eager, it overwrites its logits where they are wide already: a chunk exists once, not once an operation.
     """
     dtype, counted = logits.dtype, (targets >= 0).to(wide)
     column = targets.clamp(min=0)[:, None]
@@ -119,6 +148,12 @@ def softmax_minus_one_hot(
     chosen = logits.gather(-1, column)[:, 0]
     total = logits.exp_().sum(-1)
     loss = ((total.log() - chosen) * counted).sum()
+    if (
+        torch.compiler.is_compiling()
+    ):  # a scatter would end the fused loop: it is twice as slow (measured, CPU)
+        target = torch.arange(logits.shape[-1], device=logits.device) == column
+        logits = logits * (counted / total)[:, None] - torch.where(target, counted[:, None], 0)
+        return loss, logits.to(dtype)
     logits *= (counted / total)[:, None]
     logits.scatter_add_(-1, column, -counted[:, None])
     return loss, logits.to(dtype)

@@ -97,7 +97,12 @@ class RelativeBias(nn.Module):
         """(T,) positions of queries, (S,) of keys → (1, H, T, S)."""
         distance = keys[None, :] - queries[:, None]
         bucket = relative_bucket(distance, self.weight.shape[0], self.max_distance, self.bidirectional)
-        return self.weight[bucket].permute(2, 0, 1)[None]
+        return self.table[bucket].permute(2, 0, 1)[None]
+
+    @property
+    def table(self) -> torch.Tensor:
+        """(buckets, heads): of the heads that this process holds."""
+        return self.weight
 
     def extra_repr(self) -> str:
         buckets, heads = self.weight.shape

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 
-def compile_stage(stage: nn.Module) -> None:
-    """Compile each block and the loss as one whole graph each (a graph break is an error, not a slow path)."""
-    for block in stage.blocks.values():
-        block.forward = torch.compile(block.forward, fullgraph=True)
+def compile_block(block: nn.Module) -> None:
+    """Compile a block as one whole graph (a graph break is an error, not a slow path)."""
+    block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def compile_loss(stage: nn.Module) -> None:
+    """Compile what the loss does to the logits of one chunk."""
     for module in stage.modules():
         if hasattr(module, "elementwise"):
             module.elementwise = torch.compile(module.elementwise, fullgraph=True)

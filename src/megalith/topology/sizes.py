@@ -8,8 +8,9 @@ one error at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import gcd
+from typing import Literal
 
 from megalith.errors import Problem, TopologyError, UnsupportedError
 
@@ -27,6 +28,10 @@ KEYS = {
 }
 """What the user calls each size."""
 
+Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
+POLICIES = ("replicate", "shard_optimizer", "shard_grads", "shard_all")
+"""What data-parallel ranks share, by `zero_stage`."""
+
 
 @dataclass(frozen=True)
 class Divisible:
@@ -36,6 +41,8 @@ class Divisible:
     heads: int | None = None
     kv_heads: int | None = None
     ffn: int | None = None
+    vocab: int | None = None
+    """Rows of the padded token table."""
     experts: int | None = None
     length: int | None = None
     micro_batch: int | None = None
@@ -47,7 +54,8 @@ class Sizes:
     """Sizes of all axes; 1 means that the axis is not there. Only a tuple of numbers: `check` says whether they are legal.
 
     `replicate` × `shard` is the data-parallel size; `zero_stage` 0 keeps everything whole, 1–3 share optimizer state,
-    gradients and weights among the `shard` ranks.
+    gradients and weights among the `shard` ranks. `layers` are the numbers of layers of each stage, first to last
+    (None: as even as they can be). `overlap` starts reducing gradients while backward still runs.
     """
 
     tensor: int = 1
@@ -59,6 +67,38 @@ class Sizes:
     shard: int = 1
     sequence_parallel: bool = False
     zero_stage: int = 0
+    schedule: Schedule = "1f1b"
+    layers: tuple[int, ...] | None = None
+    overlap: bool = True
+    offload: bool = False
+    """Keep what data-parallel ranks share in the host's memory."""
+
+    def fit(self, world: int, *, shard: int | None = None) -> Sizes:
+        """These sizes with the data-parallel ranks that `world` processes leave; `shard` of them share (None: all).
+
+        With `zero_stage` 0 nothing is shared. Where they do not fit, `problems(world=…)` says so.
+        """
+        data = max(world // (self.pipeline * self.context * self.tensor), 1)
+        among = (shard or data) if self.zero_stage else 1
+        return replace(self, replicate=max(data // among, 1), shard=among)
+
+    @property
+    def policy(self) -> str:
+        """The name of `zero_stage`."""
+        return POLICIES[self.zero_stage]
+
+    @property
+    def stages(self) -> int:
+        """Number of pipeline stages, over all ranks."""
+        return self.pipeline * self.virtual_pipeline
+
+    def layers_of(self, layers: int) -> list[range]:
+        """Which of `layers` layers each stage has."""
+        counts = self.layers or [
+            layers * (i + 1) // self.stages - layers * i // self.stages for i in range(self.stages)
+        ]
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
     @property
     def data(self) -> int:
@@ -70,7 +110,9 @@ class Sizes:
         """Number of processes that this layout needs."""
         return self.pipeline * self.data * self.context * self.tensor
 
-    def problems(self, numbers: Divisible | None = None, *, world: int | None = None) -> list[Problem]:
+    def problems(
+        self, numbers: Divisible | None = None, *, world: int | None = None, compiled: bool = False
+    ) -> list[Problem]:
         """Everything that is wrong, in reading order; empty when the layout is legal and built."""
         numbers = numbers or Divisible()
         found = list(self._size_problems())
@@ -78,13 +120,17 @@ class Sizes:
             found += [
                 *self._world_problems(world),
                 *self._model_problems(numbers),
+                *self._stage_problems(numbers),
+                *self._schedule_problems(compiled),
                 *self._batch_problems(numbers),
             ]
         return found
 
-    def check(self, numbers: Divisible | None = None, *, world: int | None = None) -> None:
+    def check(
+        self, numbers: Divisible | None = None, *, world: int | None = None, compiled: bool = False
+    ) -> None:
         """Raise `TopologyError` with every problem, or `UnsupportedError` for a legal layout that is not built yet."""
-        found = self.problems(numbers, world=world)
+        found = self.problems(numbers, world=world, compiled=compiled)
         if found:
             count = f"{len(found)} problem{'s' if len(found) > 1 else ''} with the parallel sizes"
             raise TopologyError("\n  ".join([count, *map(str, found)]))
@@ -93,10 +139,9 @@ class Sizes:
 
     def unbuilt(self) -> list[Problem]:
         """Sizes that are legal but that this version cannot run."""
-        fix = "use 1; this version runs one process"
         return [
-            Problem(key, f"{key} {getattr(self, name)} is not built yet", fix)
-            for name, key in KEYS.items()
+            Problem(KEYS[name], f"{KEYS[name]} {getattr(self, name)} is not built yet", "use 1")
+            for name in ("context", "expert")
             if getattr(self, name) > 1
         ]
 
@@ -121,11 +166,50 @@ class Sizes:
             yield Problem(
                 "devices × num_nodes", f"{world} processes, but this layout needs {self.world} ({self})", fix
             )
+
+    def _stage_problems(self, numbers: Divisible) -> Iterator[Problem]:
         if self.virtual_pipeline > 1 and self.pipeline == 1:
             yield Problem(
                 KEYS["virtual_pipeline"],
                 "interleaving needs a pipeline",
                 f"{KEYS['pipeline']} ≥ 2, or 1 here",
+            )
+        where = f"{KEYS['pipeline']} × {KEYS['virtual_pipeline']}"
+        if self.layers is None:
+            if numbers.layers is not None and self.stages > numbers.layers:
+                what = f"{self.stages} stages for {numbers.layers} layers"
+                yield Problem(where, what, f"at most {numbers.layers}")
+            return
+        given = ", ".join(map(str, self.layers))
+        if len(self.layers) != self.stages:
+            what = f"{len(self.layers)} numbers of layers ({given}) for {self.stages} stages"
+            yield Problem("pipeline_layers", what, f"{self.stages} numbers")
+        if min(self.layers, default=1) < 1:
+            yield Problem("pipeline_layers", f"a stage without layers ({given})", "numbers from 1 up")
+        if numbers.layers is not None and sum(self.layers) != numbers.layers:
+            what = f"{given} make {sum(self.layers)} layers, the model has {numbers.layers}"
+            yield Problem("pipeline_layers", what, f"numbers that add up to {numbers.layers}")
+
+    def _schedule_problems(self, compiled: bool) -> Iterator[Problem]:
+        """Which schedules exist for which stages, and what torch 2.13 cannot do (the weight half of a split backward
+        finds neither resharded weights nor the inside of a compiled graph)."""
+        if self.pipeline == 1:
+            return
+        if self.schedule == "1f1b" and self.virtual_pipeline > 1:
+            fix = "pipeline_schedule interleaved or zero_bubble, or one stage a rank"
+            yield Problem("pipeline_schedule", "1f1b runs one stage a rank", fix)
+        if self.schedule == "interleaved" and self.virtual_pipeline == 1:
+            fix = f"{KEYS['virtual_pipeline']} ≥ 2, or pipeline_schedule 1f1b"
+            yield Problem("pipeline_schedule", "nothing to interleave: one stage a rank", fix)
+        if self.schedule == "zero_bubble" and self.zero_stage == 3 and self.shard > 1:
+            what = "zero_bubble loses weight gradients where weights are shared (zero_stage 3)"
+            yield Problem(
+                "pipeline_schedule", what, "zero_stage ≤ 2, or pipeline_schedule interleaved or 1f1b"
+            )
+        if self.schedule == "zero_bubble" and compiled:
+            what = "zero_bubble splits the backward, which a compiled block cannot"
+            yield Problem(
+                "pipeline_schedule", what, "compile=false, or pipeline_schedule interleaved or 1f1b"
             )
 
     def _model_problems(self, numbers: Divisible) -> Iterator[Problem]:
@@ -133,6 +217,7 @@ class Sizes:
         names = "heads" if numbers.kv_heads in (None, numbers.heads) else "heads and kv_heads, common divisor"
         yield from self._divides("tensor", heads, names)
         yield from self._divides("tensor", numbers.ffn, "ffn_hidden_size")
+        yield from self._divides("tensor", numbers.vocab, "the padded vocabulary")
         yield from self._divides("expert", numbers.experts, "experts")
         yield from self._divides("expert", self.data, "data-parallel size")
         if self.sequence_parallel:
@@ -141,10 +226,6 @@ class Sizes:
             self.context > 1
         ):  # every rank takes an early and a late part of the sequence, so that causal work is even
             yield from self._divides("context", (numbers.length or 0) // 2, "half the sequence length")
-        stages = self.pipeline * self.virtual_pipeline
-        if numbers.layers is not None and stages > numbers.layers:
-            where = f"{KEYS['pipeline']} × {KEYS['virtual_pipeline']}"
-            yield Problem(where, f"{stages} stages for {numbers.layers} layers", f"at most {numbers.layers}")
 
     def _divides(self, axis: str, number: int | None, meaning: str) -> Iterator[Problem]:
         size = getattr(self, axis)
@@ -155,7 +236,10 @@ class Sizes:
 
     def _batch_problems(self, numbers: Divisible) -> Iterator[Problem]:
         micro, whole = numbers.micro_batch, numbers.global_batch
-        if not micro or not whole or whole % (micro * self.data) == 0:
+        if not micro or not whole:
+            return
+        if whole % (micro * self.data) == 0:
+            yield from self._micro_batch_problems(whole // (micro * self.data), micro)
             return
         what = f"{whole} is not a multiple of micro_batch_size {micro} × data-parallel size {self.data}"
         if whole % self.data == 0:
@@ -167,9 +251,40 @@ class Sizes:
         near = " or ".join(map(str, [*below, (whole // unit + 1) * unit]))
         yield Problem("global_batch_size", what, f"{fix}; or global_batch_size {near}")
 
+    def _micro_batch_problems(self, count: int, micro: int) -> Iterator[Problem]:
+        """A pipeline needs a micro-batch in every stage, and an interleaved one whole rounds of them."""
+        if self.pipeline == 1:
+            return
+        unit = micro * self.data
+        least = self.stages if self.schedule == "1f1b" else self.pipeline
+        if count < least:
+            what = f"{count} micro-batches for a pipeline of {least}"
+            yield Problem(
+                "global_batch_size", what, f"at least {least * unit}, or a smaller micro_batch_size"
+            )
+        elif self.schedule != "1f1b" and count % self.pipeline:
+            what = f"{count} micro-batches, but {self.schedule} works in rounds of {self.pipeline}"
+            near = f"{count // self.pipeline * self.pipeline * unit} or {(count // self.pipeline + 1) * self.pipeline * unit}"
+            yield Problem("global_batch_size", what, f"global_batch_size {near}")
+
     def __str__(self) -> str:
         """The axes that exist: 'pipeline 2 × tensor 4'; 'one process' when there are none."""
         parts = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        return " × ".join(parts) or "one process"
+
+    def describe(self) -> str:
+        """The axes, and how each works: 'pipeline 2 (interleaved, 2 stages a rank) × tensor 2 (sequence parallel)'."""
+        how = {
+            "pipeline": self.schedule
+            + (f", {self.virtual_pipeline} stages a rank" if self.virtual_pipeline > 1 else ""),
+            "tensor": "sequence parallel" if self.sequence_parallel else "",
+            "shard": self.policy,
+        }
+        parts = [
+            f"{axis} {getattr(self, axis)}" + (f" ({how[axis]})" if how.get(axis) else "")
+            for axis in AXES
+            if getattr(self, axis) > 1
+        ]
         return " × ".join(parts) or "one process"
 
 

@@ -1,7 +1,7 @@
 """One frozen object that says who this process is on every axis. Passed as an argument; there is no global state.
 
 With one process there is no mesh and no process group, and every reduction is the identity: code above never asks
-"are we distributed?". Knows nothing of models. Layouts above one process are refused by name until they are built.
+"are we distributed?". Knows nothing of models, nor of how the processes were started (`launch` does).
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from megalith.errors import TopologyError
-from megalith.topology.sizes import Sizes
+from megalith.topology.sizes import AXES, Sizes
 
 
 @dataclass(frozen=True)
 class Topology:
     """Sizes, this process's device, and the mesh of process groups (None with one process).
 
-    Errors: `UnsupportedError` when a size above 1 is asked for.
+    Errors: `TopologyError` for sizes that cannot be, `UnsupportedError` for an axis that is not built.
     """
 
     sizes: Sizes = field(default_factory=Sizes)
@@ -29,6 +29,24 @@ class Topology:
 
     def __post_init__(self) -> None:
         self.sizes.check()
+        if (self.mesh is None) != (self.sizes.world == 1):
+            raise TopologyError(
+                f"{self.sizes} needs {self.sizes.world} processes", fix="start them, or use sizes of 1"
+            )
+
+    @classmethod
+    def of(cls, sizes: Sizes, device: str | torch.device = "cpu") -> Topology:
+        """The topology of this process among the started ones: sizes as asked, `device` of this process.
+
+        Every process must call it, with the same sizes. Errors: `TopologyError` when their number does not fit.
+        """
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        sizes.check(world=world)
+        here = choose_device(device)
+        if sizes.world == 1:
+            return cls(sizes, here)
+        shape = tuple(getattr(sizes, axis) for axis in AXES)
+        return cls(sizes, here, init_device_mesh(here.type, shape, mesh_dim_names=AXES))
 
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> Topology:
@@ -61,6 +79,11 @@ class Topology:
     def is_main(self) -> bool:
         """Is this the one process that prints and writes logs?"""
         return self.mesh is None or dist.get_rank() == 0
+
+    @property
+    def global_rank(self) -> int:
+        """This process's number among all."""
+        return 0 if self.mesh is None else dist.get_rank()
 
     def sum(self, value: torch.Tensor, *axes: str) -> torch.Tensor:
         """All-reduce `value` in place over several axes, one after the other. Not differentiable."""

@@ -1,0 +1,91 @@
+"""Data parallelism by FSDP2, in four named policies. Blocks first, then the stage around them.
+
+    policy            weights at rest        gradients reduced            kept in between
+    replicate         whole                  after the last micro-batch   whole gradients
+    shard_optimizer   shards                 after the last micro-batch   whole gradients
+    shard_grads       shards                 after every micro-batch      gathered weights
+    shard_all         shards                 after every micro-batch      one block's weights at a time
+
+`replicate` is a mesh whose shard axis has size 1; hybrid has both. Gradients are summed, never divided: the loss was.
+Under a pipeline the schedule reduces after its last micro-batch, whatever the policy. Knows modules that have `blocks`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+
+from megalith.topology.topology import Topology
+
+
+def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> None:
+    """Put a block, or at last the stage, under FSDP2; the identity with one data-parallel rank.
+
+    Without overlap the whole stage is one group, whose gradients are reduced when all of them are there. The stage's own
+    parameters stay gathered after its forward, since the loss multiplies by the head.
+    """
+    if topology.data_size == 1 or not (root or topology.sizes.overlap):
+        return
+    reshard = topology.sizes.zero_stage == 3 and topology.size("shard") > 1 and not root
+    fully_shard(
+        module,
+        mesh=data_mesh(topology),
+        reshard_after_forward=reshard,
+        mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
+        offload_policy=CPUOffloadPolicy() if topology.sizes.offload else OffloadPolicy(),
+        ignored_params=set(summed_by_hand(module).values()),
+    )
+    assert isinstance(module, FSDPModule)
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(
+        True
+    )  # else gloo is asked for a premultiplied sum it does not have
+
+
+def data_mesh(topology: Topology) -> DeviceMesh:
+    """The mesh that FSDP2 reduces and shards over: (replicate, shard), or shard alone."""
+    assert topology.mesh is not None
+    return topology.mesh["replicate", "shard"] if topology.size("replicate") > 1 else topology.mesh["shard"]
+
+
+def summed_by_hand(stage: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that several stages of one process share, which FSDP2 cannot: their gradients are summed afterwards."""
+    return {name: p for name, p in stage.named_parameters() if name.startswith("relative_bias.")}
+
+
+def begin_micro_batch(stage: nn.Module, topology: Topology, *, last: bool) -> None:
+    """Says before a backward whether its gradients are reduced: those of the last one always are."""
+    if isinstance(stage, FSDPModule):
+        stage.set_requires_gradient_sync(last or topology.sizes.zero_stage >= 2)
+        stage.set_is_last_backward(last)
+
+
+def reshard(stage: nn.Module) -> None:
+    """Free gathered weights; afterwards parameters are what this process keeps (an evaluation leaves them gathered)."""
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def sum_gradients(stage: nn.Module, topology: Topology) -> None:
+    """Over the data-parallel ranks, of the parameters that FSDP2 was not given."""
+    if topology.data_size == 1:
+        return
+    for parameter in summed_by_hand(stage).values():
+        if parameter.grad is not None:
+            topology.sum(local_gradient(parameter), "replicate", "shard")
+
+
+def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """The plain tensor of a gradient that this process holds; shares memory with `.grad`."""
+    gradient = parameter.grad
+    assert gradient is not None
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient

@@ -1,0 +1,298 @@
+"""Does a layout compute what one process computes? Every number of three training steps, tensor by tensor.
+
+    one process ─ record ─▶ reference.safetensors ─▶ each rank of the layout: record, slice the reference alike, compare
+
+A record holds the loss and norm of each step, every gradient of the first, every weight after the last, the evaluation loss
+and greedily chosen tokens. Batches are made so that mistakes show: micro-batches with different numbers of targets, one
+with none, clipping that bites, Adam with an epsilon that keeps its first steps from being signs.
+
+Knows engines and layouts. Knows no configuration files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from megalith.checkpoint.tensor_files import open_tensors, write_tensors
+from megalith.engine.engine import Engine
+from megalith.engine.objective import Batch
+from megalith.models.config import ModelConfig
+from megalith.models.gpt import GPT
+from megalith.optim.config import OptimConfig
+from megalith.optim.schedule import make_schedule
+from megalith.parallel.apply import build
+from megalith.parallel.memory import Recompute
+from megalith.testing.pool import RankPool
+from megalith.topology.sizes import Sizes
+from megalith.topology.topology import Topology
+
+STEPS, PROMPT = 3, 3
+KINDS = ("loss", "gradient", "norm", "weight", "evaluation", "tokens")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how it is trained, all but the layout. `reset` gives samples several documents each."""
+
+    model: ModelConfig
+    precision: str = "64"
+    micro_batch: int = 2
+    micro_batches: int = 8
+    length: int = 8
+    compile: bool = False
+    recompute: Recompute | None = None
+    frozen: tuple[str, ...] = ()
+    reset: bool = False
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-2, eps=1e-4, weight_decay=0.1))
+    clip: float = 0.5
+    loss_average: str = "tokens"
+    seed: int = 7
+
+    @property
+    def samples(self) -> int:
+        """Of a global batch."""
+        return self.micro_batch * self.micro_batches
+
+
+def make_engine(case: Case, topology: Topology) -> Engine:
+    """The engine of a case on a layout."""
+    stages = build(
+        GPT,
+        case.model,
+        topology,
+        seed=case.seed,
+        precision=case.precision,
+        compile=case.compile,
+        recompute=case.recompute,
+    )
+    schedule = make_schedule(
+        case.optim, max_steps=20, global_batch=case.samples, sequence_length=case.length
+    )
+    return Engine(
+        stages,
+        topology,
+        optim=case.optim,
+        schedule=schedule,
+        seed=case.seed,
+        micro_batch_size=case.micro_batch,
+        precision=case.precision,
+        clip=case.clip,
+        frozen=case.frozen,
+        loss_average=case.loss_average,  # type: ignore[arg-type]
+    )
+
+
+def make_batch(case: Case, step: int, samples: int | None = None) -> Batch:
+    """A global batch: rows with different numbers of targets, and the second micro-batch without any."""
+    samples = samples or case.samples
+    generator = torch.Generator().manual_seed(1000 * case.seed + step)
+    text = torch.randint(case.model.vocab_size, (samples, case.length + 1), generator=generator)
+    targets = text[:, 1:].clone()
+    targets[case.micro_batch : 2 * case.micro_batch] = -1
+    for row in range(samples):
+        targets[row, : (row + step) % max(case.length - 2, 1)] = -1
+    batch = {"tokens": text[:, :-1], "targets": targets, "sample": torch.arange(samples) + step * samples}
+    if case.reset:
+        batch |= _documents(samples, case.length)
+    return batch
+
+
+def _documents(samples: int, length: int) -> Batch:
+    """Two documents a sample, cut at another place in each."""
+    cut = 1 + torch.arange(samples)[:, None] % (length - 1)
+    place = torch.arange(length)[None]
+    second = place >= cut
+    return {
+        "documents": second.to(torch.int32),
+        "positions": torch.where(second, place - cut, place),
+    }
+
+
+def share(batch: Batch, topology: Topology) -> Batch:
+    """This data rank's rows: contiguous, so that no layout changes which samples a step has."""
+    size = len(batch["tokens"]) // topology.data_size
+    first = topology.data_rank * size
+    return {name: tensor[first : first + size] for name, tensor in batch.items()}
+
+
+def record(case: Case, topology: Topology) -> dict[str, torch.Tensor]:
+    """Everything that must not depend on the layout, by "kind name"; tensors that are shared stay DTensors."""
+    engine = make_engine(case, topology)
+    found: dict[str, torch.Tensor] = {}
+    for step in range(STEPS):
+        terms = engine.forward_backward(share(make_batch(case, step), topology))
+        found |= {f"loss {name} {step}": value.clone() for name, value in terms.items()}
+        if step == 0:
+            found |= {f"gradient {n}": clone(p.grad) for n, p in engine.trainable.items() if p.grad is not None}
+        engine.optimizer_step()
+        found[f"norm {step}"] = torch.tensor(engine.grad_norm, dtype=torch.float64)
+    found |= {
+        f"weight {name.removeprefix('model.')}": clone(tensor)
+        for name, tensor in engine.tensors().items()
+        if name.startswith("model.")
+    }
+    for name, (total, count) in engine.evaluate([share(make_batch(case, 99), topology)]).items():
+        found[f"evaluation {name}"] = torch.tensor([total, count], dtype=torch.float64)
+    found["tokens greedy"] = greedy(engine, case)
+    return found
+
+
+def clone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that shares nothing; a DTensor stays one."""
+    return tensor.detach().clone()
+
+
+@torch.no_grad()
+def greedy(engine: Engine, case: Case) -> torch.Tensor:
+    """Two rows of tokens, each continued by its most likely next one until the sequence is full, without a cache."""
+    tokens = make_batch(case, 77)["tokens"][: case.micro_batch].clone()
+    forward, topology = engine.forward, engine.topology
+    device = topology.device
+    for stage in engine.stages:
+        stage.eval()
+    for end in range(PROMPT, case.length):
+        x, kwargs = forward.inputs({"tokens": tokens.to(device)})
+        pipeline = forward.pipeline
+        hidden = pipeline.forward(x, kwargs) if pipeline else engine.stages[0](x, **kwargs)
+        chosen = torch.zeros(len(tokens), dtype=torch.long, device=device)
+        if hidden is not None:
+            chosen = engine.stages[-1].logits(hidden)[:, end - 1].argmax(-1)
+        tokens[:, end] = topology.sum(chosen, "pipeline").cpu()
+    return tokens
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of one tensor, relative to its largest element in the reference."""
+
+    name: str
+    relative: float
+
+    @property
+    def kind(self) -> str:
+        """Which of `KINDS`."""
+        return self.name.split(" ", 1)[0]
+
+
+def write_reference(case: Case, path: Path) -> None:
+    """Records one process into a file."""
+    found = record(case, Topology.single("cpu"))
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in found.items()})
+
+
+def compare_rank(case: Case, sizes: Sizes, path: str) -> tuple[list[Difference], list[str]]:
+    """On one rank of the layout: its differences, and the names that it holds."""
+    topology = Topology.of(sizes, "cpu")
+    found = record(case, topology)
+    reference = {tensor.name: tensor.read() for tensor in open_tensors(Path(path))}
+    differences = [Difference(name, _difference(value, reference[name])) for name, value in found.items()]
+    return differences, list(found)
+
+
+def _difference(value: torch.Tensor, whole: torch.Tensor) -> float:
+    scale = whole.double().abs().max().item() if whole.numel() else 0.0
+    if isinstance(value, DTensor):  # the same slice of the reference; nothing is sent
+        mesh, placements = value.device_mesh, value.placements
+        whole = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
+        value = value.to_local()
+    if value.shape != whole.shape:
+        return float("inf")
+    if not value.numel():
+        return 0.0
+    gap = (value.double() - whole.double()).abs().max().item()
+    return gap / scale if scale else gap
+
+
+def compare(
+    pool: RankPool, case: Case, sizes: Sizes, reference: Path, *, timeout: float | None = None
+) -> list[Difference]:
+    """The largest difference of each tensor over the ranks of a layout, in the order of the reference.
+
+    Errors: `RankFailure`; `AssertionError` when a tensor of the reference is on no rank.
+    """
+    worst: dict[str, float] = {}
+    for differences, _ in pool.run(compare_rank, sizes.world, case, sizes, str(reference), timeout=timeout):
+        for each in differences:
+            worst[each.name] = max(worst.get(each.name, 0.0), each.relative)
+    names = [tensor.name for tensor in open_tensors(reference)]
+    missing = set(names) - worst.keys()
+    assert not missing, f"no rank holds {sorted(missing)[:5]}"
+    return [Difference(name, worst[name]) for name in sorted(names, key=_order)]
+
+
+def _order(name: str) -> int:
+    return KINDS.index(name.split(" ", 1)[0])
+
+
+def by_kind(differences: Sequence[Difference]) -> dict[str, float]:
+    """The largest difference of each kind."""
+    return {
+        kind: max((d.relative for d in differences if d.kind == kind), default=0.0) for kind in KINDS
+    }
+
+
+def assert_parity(
+    pool: RankPool, case: Case, sizes: Sizes, *, tolerance: float = 1e-10, reference: Path | None = None
+) -> dict[str, float]:
+    """Fails with the first tensors that differ by more than `tolerance`. → the largest difference of each kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        if reference is None:
+            reference = Path(folder) / "reference.safetensors"
+            write_reference(case, reference)
+        differences = compare(pool, case, sizes, reference)
+    wrong = [d for d in differences if not d.relative <= tolerance]
+    text = ", ".join(f"{d.name} by {d.relative:.1e}" for d in wrong[:5])
+    assert not wrong, f"{sizes.describe()}: {len(wrong)} tensors differ, first {text}"
+    return by_kind(differences)
+
+
+def rank_count() -> int:
+    """Processes of the group that this one is in."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def layouts() -> dict[str, Sizes]:
+    """The layouts that the suites know, by name."""
+    tp2, tp2_sp = {"tensor": 2}, {"tensor": 2, "sequence_parallel": True}
+    pp2 = {"pipeline": 2}
+    interleaved = {"pipeline": 2, "virtual_pipeline": 2, "schedule": "interleaved"}
+    zero_bubble = {"pipeline": 2, "virtual_pipeline": 2, "schedule": "zero_bubble"}
+    policies: dict[str, dict[str, Any]] = {
+        "replicate2": {"replicate": 2},
+        "shard_optimizer2": {"shard": 2, "zero_stage": 1},
+        "shard_grads2": {"shard": 2, "zero_stage": 2},
+        "shard_all2": {"shard": 2, "zero_stage": 3},
+    }
+    models: dict[str, dict[str, Any]] = {
+        "tp2": tp2,
+        "tp2+sp": tp2_sp,
+        "pp2": pp2,
+        "pp2-interleaved": interleaved,
+        "pp2-zero-bubble": zero_bubble,
+    }
+    found = {name: Sizes(**value) for name, value in {**models, **policies}.items()}
+    found["tp4"] = Sizes(tensor=4)
+    found["tp4+sp"] = Sizes(tensor=4, sequence_parallel=True)
+    found["pp4"] = Sizes(pipeline=4)
+    for left in ("tp2", "tp2+sp"):
+        for right in ("pp2", "pp2-interleaved", "pp2-zero-bubble"):
+            found[f"{left}×{right}"] = Sizes(**{**models[left], **models[right]})
+    for name, value in models.items():
+        for policy, data in policies.items():
+            if not (name == "pp2-zero-bubble" and policy == "shard_all2"):
+                found[f"{name}×{policy}"] = Sizes(**{**value, **data})
+    for policy in ("shard_optimizer2", "shard_grads2", "shard_all2"):
+        found[f"replicate2×{policy}"] = Sizes(**{**policies[policy], "replicate": 2})
+    found["shard_all4"] = Sizes(shard=4, zero_stage=3)
+    return found
