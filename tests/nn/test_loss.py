@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megalith.nn.loss import CrossEntropy, softmax_minus_one_hot
+from megalith.nn.loss import CrossEntropy, product_columns, softmax_minus_one_hot
 
 B, T, D, V, PADDED = 3, 7, 5, 11, 16
 
@@ -48,6 +48,30 @@ def test_padded_rows_do_not_matter():
     with torch.no_grad():
         weight[V:] = 1e6
     assert torch.equal(CrossEntropy(4)(hidden, weight, targets, V), first)
+
+
+@pytest.mark.parametrize("columns", [V + 1, PADDED])
+def test_a_product_wider_than_the_vocabulary_changes_nothing(monkeypatch, columns):
+    """What a GPU multiplies for alignment: padded rows get no gradient and give none, whatever they hold."""
+    hidden, weight, targets = make()
+    with torch.no_grad():
+        weight[V:] = 1e6
+    wanted = torch.autograd.grad(whole(hidden, weight, targets), (hidden, weight))
+    monkeypatch.setattr("megalith.nn.loss.product_columns", lambda vocabulary, weight: columns)
+    found = CrossEntropy(4)(hidden, weight, targets, V)
+    gradients = torch.autograd.grad(found, (hidden, weight))
+    assert close(found, whole(hidden, weight, targets))
+    assert close(gradients[0], wanted[0])
+    assert close(gradients[1], wanted[1])
+    assert gradients[1][V:].eq(0).all()
+    with torch.no_grad():
+        assert close(CrossEntropy(4)(hidden, weight, targets, V), found)
+
+
+@pytest.mark.parametrize(("device", "columns"), [("cpu", 11), ("meta", 16)])
+def test_the_product_is_aligned_off_the_cpu(device, columns):
+    assert product_columns(11, torch.empty(128, 4, device=device)) == columns
+    assert product_columns(11, torch.empty(11, 4, device=device)) == 11
 
 
 def test_numerical_gradient():
