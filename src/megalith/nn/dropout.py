@@ -39,7 +39,8 @@ def mix_(x: torch.Tensor) -> torch.Tensor:
 def sample_keys(seed: int, step: int, sample: torch.Tensor) -> torch.Tensor:
     """(B,) int64 keys of the samples of one step, from the run's seed, the step and the global sample indices (B,)."""
     run = mix(torch.tensor([seed & _WORD, (seed >> 32) & _WORD, step & _WORD], dtype=torch.int64))
-    head = mix(mix(run[0] ^ mix(run[1] + 1)) ^ mix(run[2] + 2)).to(sample.device)
+    head = mix(mix(run[0] ^ mix(run[1] + 1)) ^ mix(run[2] + 2))
+    head = head.to(sample.device, non_blocking=True)  # a blocking copy would wait for the micro-batch before
     return mix(mix(head ^ (sample & _WORD)) + (sample >> 32) & _WORD)
 
 
