@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 Counts = npt.NDArray[np.float64]  # [K sources, B blocks], whole numbers
 
-MOST_SOURCES = 65535
 _SEQUENTIAL = 4096  # below this many samples blocks do not pay
 _CHUNK = 1 << 20
 _KEPT_CHUNKS = 4

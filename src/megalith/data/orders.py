@@ -28,7 +28,6 @@ from megalith.data.cache import IndexCache
 from megalith.data.index import GPTIndex, epoch_index, epochs_needed, megatron_index, samples_in
 from megalith.data.splits import Range
 
-ORDERS = ("native", "megatron")
 _KEPT = 3
 
 
