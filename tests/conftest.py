@@ -25,6 +25,16 @@ def real_data():
     return data_folder
 
 
+@pytest.fixture(scope="session")
+def rank_pool():
+    """Four processes over gloo, started when first needed."""
+    from megalith.testing.pool import RankPool
+
+    pool = RankPool(4)
+    yield pool
+    pool.close()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter):
     ledger: dict[str, list[int]] = {}

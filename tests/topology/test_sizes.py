@@ -76,14 +76,54 @@ def test_world_size_names_the_data_parallel_size_that_would_fit():
 
 
 def test_legal_but_unbuilt_sizes_are_refused_by_name():
-    with pytest.raises(UnsupportedError, match="tensor_model_parallel_size 2 is not built yet"):
-        Sizes(tensor=2).check(Divisible(heads=4))
-    with pytest.raises(UnsupportedError) as caught:
-        Sizes(pipeline=2, shard=2).check()
-    assert "pipeline_model_parallel_size 2" in str(caught.value)
-    assert "data-parallel shards 2" in str(caught.value)
+    with pytest.raises(UnsupportedError, match="context_parallel_size 2 is not built yet"):
+        Sizes(context=2).check(Divisible(length=8))
 
 
-def test_long_lists_of_legal_values_are_shortened():
-    assert legal(50304).count(",") == 10
-    assert legal(50304).endswith("…, 25152, 50304}")
+def test_data_parallel_sizes_come_from_the_processes():
+    assert Sizes(tensor=2).fit(8) == Sizes(tensor=2, replicate=4)
+    assert Sizes(tensor=2, zero_stage=3).fit(8) == Sizes(tensor=2, zero_stage=3, shard=4)
+    assert Sizes(zero_stage=1).fit(8, shard=2) == Sizes(zero_stage=1, replicate=4, shard=2)
+    assert "{2, 4, 6, …}" in text(Sizes(tensor=2).fit(7), world=7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "numbers", "expected"),
+    [
+        (Sizes(pipeline=2, virtual_pipeline=2), None, "1f1b runs one stage a rank"),
+        (Sizes(pipeline=2, schedule="interleaved"), None, "nothing to interleave"),
+        (Sizes(pipeline=2, shard=2, zero_stage=3, schedule="zero_bubble"), None, "loses weight gradients"),
+        (Sizes(pipeline=2, layers=(1, 2, 3)), None, "3 numbers of layers (1, 2, 3) for 2 stages"),
+        (Sizes(pipeline=2, layers=(4, 0)), Divisible(layers=4), "a stage without layers"),
+        (Sizes(pipeline=2, layers=(1, 2)), Divisible(layers=4), "1, 2 make 3 layers, the model has 4"),
+        (Sizes(pipeline=4), Divisible(micro_batch=1, global_batch=2), "2 micro-batches for a pipeline of 4"),
+        (
+            Sizes(pipeline=2, virtual_pipeline=2, schedule="interleaved"),
+            Divisible(micro_batch=2, global_batch=6),
+            "interleaved works in rounds of 2",
+        ),
+        (Sizes(tensor=3), Divisible(vocab=128), "3 does not divide the padded vocabulary 128"),
+    ],
+)  # fmt: skip
+def test_each_rule_of_stages_and_schedules(sizes, numbers, expected):
+    assert expected in text(sizes, numbers)
+
+
+def test_zero_bubble_and_compiled_blocks_exclude_each_other():
+    sizes = Sizes(pipeline=2, schedule="zero_bubble")
+    assert not sizes.problems()
+    assert "cannot" in str(sizes.problems(compiled=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "layers", "expected"),
+    [
+        (Sizes(pipeline=2), 5, [2, 3]),
+        (Sizes(pipeline=2, virtual_pipeline=2, schedule="interleaved"), 6, [1, 2, 1, 2]),
+        (Sizes(pipeline=2, layers=(4, 1)), 5, [4, 1]),
+    ],
+)
+def test_stages_take_all_layers_in_order(sizes, layers, expected):
+    ranges = sizes.layers_of(layers)
+    assert [len(each) for each in ranges] == expected
+    assert [layer for each in ranges for layer in each] == list(range(layers))

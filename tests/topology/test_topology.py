@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megalith.errors import TopologyError, UnsupportedError
+from megalith.errors import TopologyError
 from megalith.topology.sizes import AXES, Sizes
 from megalith.topology.topology import Topology, choose_device
 
@@ -29,9 +29,11 @@ def test_frozen():
         Topology.single().device = torch.device("cpu")
 
 
-def test_larger_layouts_are_refused():
-    with pytest.raises(UnsupportedError, match="data-parallel replicas 2 is not built yet"):
+def test_a_layout_needs_its_processes():
+    with pytest.raises(TopologyError, match="replicate 2 needs 2 processes"):
         Topology(Sizes(replicate=2))
+    with pytest.raises(TopologyError, match="1 processes, but this layout needs 2"):
+        Topology.of(Sizes(replicate=2))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps"])

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from megalith.errors import ConfigError, Problem
+from megalith.errors import ConfigError, Problem, UnsupportedError
+from megalith.topology.topology import Topology
 
 Forward = Callable[..., Any]
 
@@ -55,6 +56,17 @@ class Recompute:
         if problems:
             raise ConfigError(problems)
         return cls(granularity, method, layers)  # type: ignore[arg-type]
+
+
+def check_recompute(topology: Topology, recompute: Recompute | None) -> None:
+    """Errors: `UnsupportedError` for recomputation over several blocks whose weights are never gathered together."""
+    joined = recompute is not None and (recompute.granularity, recompute.method) == ("full", "uniform")
+    if joined and recompute.layers > 1 and topology.sizes.zero_stage == 3 and topology.size("shard") > 1:
+        raise UnsupportedError(
+            f"recomputing {recompute.layers} layers as one needs their weights together, zero_stage 3 gathers one layer's",
+            where="model.activations_checkpoint_num_layers",
+            fix="use 1, or activations_checkpoint_method block, or zero_stage 2",
+        )
 
 
 def recompute_blocks(stage: nn.Module, how: Recompute) -> None:
