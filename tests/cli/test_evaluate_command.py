@@ -1,6 +1,7 @@
 """`megalith evaluate wikitext|lambada|perplexity` from the command line: what they print, JSON, exit codes."""
 
 import json
+import os
 
 import pytest
 
@@ -86,6 +87,7 @@ def test_perplexity_of_a_text(evaluate, tmp_path):
         ("lambada", ["--data", "absent.jsonl"], "cannot be read"),
         ("lambada", ["--data", "absent.jsonl", "--seq-length", 65], "65 is longer than the 64 positions"),
         ("perplexity", ["--data", "a", "--text-file", "b"], "keep one"),
+        ("perplexity", ["--text-file", os.devnull], f"{os.devnull}: holds nothing to score"),
     ],
 )
 def test_mistakes_are_told(evaluate, task, arguments, words):

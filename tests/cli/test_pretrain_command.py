@@ -145,3 +145,23 @@ def test_explaining_and_printing_import_no_torch(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ}
     )
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("key", ["data_prefix", "train_data_path"])
+def test_token_files_that_are_not_there_are_an_error_before_torch_is_imported(tmp_path, key):
+    code = (
+        "import sys\nfrom megalith.cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)\n"
+    )
+    command = [
+        "pretrain",
+        "gpt",
+        f"model.data.{key}=nowhere",
+        "model.preset=gpt-nano",
+        "model.vocab_size=300",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "2 False\n", done.stderr
+    assert "✗ nowhere: no such token files" in done.stderr

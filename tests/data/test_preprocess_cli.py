@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from megalith.cli import preprocess as command
 from megalith.data.indexed.mmap import open_indexed
+from megalith.errors import DataError
 from tests.data.preprocessing import expected_files, json_lines, make_texts, make_tokenizer, output
 
 TEXTS = make_texts(50)
@@ -213,9 +215,27 @@ def test_a_terminal_sees_a_bar_on_a_long_run(folder, monkeypatch, capsys):
     from megalith.data.preprocess.wire import Job
 
     source = find_sources([str(folder / "c.jsonl")])
-    bar = command._terminal_progress(Meter(source, -10.0))
+    bar = command._Bar(Meter(source, -10.0))
     bar.update(Job(0, 0, 0, 10, source[0].size // 2, False), 7)
     assert bar._progress is not None
     assert bar._progress.tasks[0].completed == source[0].size // 2
     bar.update(Job(1, 0, 10, 20, source[0].size, True), 9)
     assert bar._progress.finished
+
+
+def test_the_bar_is_gone_before_an_error_is_told(folder, monkeypatch):
+    seen = []
+
+    def stopped(options, *, notify, show, started):
+        from megalith.data.preprocess.report import Meter
+
+        show(Meter([], started))
+        raise DataError("stopped", where="x")
+
+    monkeypatch.setattr("megalith.data.preprocess.run.preprocess", stopped)
+    monkeypatch.setattr(command._Bar, "stop", lambda self: seen.append("bar stopped"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with pytest.raises(DataError):
+        command.main(["--input", "c.jsonl", "--output-prefix", "out"])
+    gc.enable()
+    assert seen == ["bar stopped"]

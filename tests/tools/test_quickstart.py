@@ -25,3 +25,8 @@ def test_a_command_that_is_too_long_goes_on_as_a_shell_reads_it(width):
     longest = max(len(shlex.quote(word)) for word in WORDS)
     assert all(len(line) <= max(width, longest + 6) for line in text.splitlines())
     assert ("\\\n" in text) is (width < 120)
+
+
+def test_a_flag_stays_with_its_value():
+    lines = command_line(WORDS, 30).splitlines()
+    assert any("--config-name gpt_quickstart" in line for line in lines)

@@ -291,3 +291,13 @@ def test_a_signal_does_not_write_into_the_bar(tmp_path, terminal, capfd):
     words = "SIGTERM: saving after this step"
     assert (words in text.getvalue()) is terminal  # drawn below the bar, at its next refresh
     assert (words in capfd.readouterr().err) is not terminal
+
+
+def test_a_number_stays_with_its_unit_on_a_narrow_terminal():
+    text = io.StringIO()
+    console = Console(file=text, width=50, force_terminal=True)
+    say(console, "step 20/20 | loss 7.288 | norm 0.68 | 10.2k tokens/s | 0.012 TFLOP/s")
+    assert text.getvalue().splitlines() == [
+        "step 20/20 | loss 7.288 | norm 0.68 |",
+        "    10.2k tokens/s | 0.012 TFLOP/s",
+    ]

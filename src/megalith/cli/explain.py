@@ -80,10 +80,11 @@ def _show(console: Console, question: str, found: Explanation) -> None:
 
 
 def _show_key(console: Console, key: KeyHelp) -> None:
+    from rich.padding import Padding
     from rich.text import Text
 
     console.print(Text(key.key or "The whole configuration", "bold"))
-    console.print(f"  {key.meaning}")
+    console.print(Padding(key.meaning, (0, 0, 0, 2)) if console.is_terminal else f"  {key.meaning}")
     if key.keys or key.type == "a section":
         _table(console, list(key.keys))
         return

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -227,8 +228,15 @@ def main(arguments: Sequence[str]) -> None:
         log_interval=given.log_interval,
         restart=given.restart,
     )
-    show = _terminal_progress if sys.stderr.isatty() else None
-    _report(run(options, notify=_notice, show=show, started=started), options)
+    with ExitStack() as bars:  # gone before anything else is said, an error too
+
+        def show(meter: Meter) -> Progress:
+            bar = _Bar(meter)
+            bars.callback(bar.stop)
+            return bar
+
+        summary = run(options, notify=_notice, show=show if sys.stderr.isatty() else None, started=started)
+    _report(summary, options)
 
 
 def _report(summary: Summary, options: Options) -> None:
@@ -243,12 +251,9 @@ def _notice(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _terminal_progress(meter: Meter) -> Progress:
-    """A bar that appears once a run takes longer than two seconds."""
-    return _Bar(meter)
-
-
 class _Bar:
+    """A bar that appears once a run takes longer than two seconds."""
+
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._progress: Any = None
@@ -265,9 +270,11 @@ class _Bar:
         if self._meter.done >= self._meter.total:
             self._progress.stop()
 
-    def _start(self) -> None:
-        import atexit
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
 
+    def _start(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -281,4 +288,3 @@ class _Bar:
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=self._meter.total, speed="")
         self._progress.start()
-        atexit.register(self._progress.stop)

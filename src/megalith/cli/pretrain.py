@@ -88,9 +88,21 @@ def gpt(
         from megalith.tasks.show_batch import show
 
         raise typer.Exit(show(composed, show_batch))
+    _find_data(composed.config)
     from megalith.tasks.pretrain import run
 
     raise typer.Exit(run(composed))
+
+
+def _find_data(config: PretrainGPTConfig) -> None:
+    """Errors: `DataError` for token files that are not there, before the seconds that importing PyTorch takes."""
+    from megalith.data.config import PATH_KEYS
+    from megalith.data.indexed.format import existing_prefix
+
+    data = config.model.data
+    for files in (data.shared_files, *map(data.own_files, PATH_KEYS)):
+        for path in files.paths if files else ():
+            existing_prefix(path)
 
 
 def _tell_notices(composed: Composed[PretrainGPTConfig]) -> None:

@@ -119,7 +119,8 @@ def passages(path: str) -> list[tuple[str, str]]:
         except (ValueError, KeyError, TypeError):
             text = None
         if not isinstance(text, str) or not text.strip():
-            raise DataError('is not a JSON object with a "text"', where=where, fix="mend or remove the line")
+            what = 'is not a JSON object with a "text" that says something'
+            raise DataError(what, where=where, fix="mend or remove the line")
         found.append((where, text))
     if not found:
         raise DataError("holds no passage", where=path, fix='give JSON lines with a "text"')

@@ -65,6 +65,9 @@ def evaluate(loaded: Loaded, request: Request, progress: Progress | None = None)
     """Scores a loaded checkpoint. `progress(done, all)` counts windows of the model's own pass."""
     held = choose(loaded, request)
     tokens = held.tokens[: request.max_tokens] if request.max_tokens else held.tokens
+    if len(tokens) < 2:
+        fix = "a text needs two tokens: the first is only read"
+        raise DataError("holds nothing to score", where=held.name, fix=fix)
     check_vocabulary(tokens, loaded, held.name)
     length = request.seq_length or loaded.trained_length
     stride = request.overlapping_eval or length

@@ -155,9 +155,14 @@ def program(arguments: Sequence[str]) -> list[str]:
 
 
 def command_line(arguments: Sequence[str], width: int = LINE) -> str:
-    """What to type: a line that is too long goes on in the next one, as a shell reads it."""
-    lines = ["megalith"]
-    for word in map(shlex.quote, arguments):
+    """What to type: a line that is too long goes on in the next one, as a shell reads it; a flag stays with its value."""
+    lines, words = ["megalith"], []
+    for argument in arguments:
+        if words and words[-1].startswith("--") and " " not in words[-1] and not argument.startswith("-"):
+            words[-1] += f" {shlex.quote(argument)}"
+        else:
+            words.append(shlex.quote(argument))
+    for word in words:
         if len(lines[-1]) + len(word) + 3 > width and lines[-1].strip():
             lines[-1] += " \\"
             lines.append("   ")

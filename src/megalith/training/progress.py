@@ -77,15 +77,19 @@ def say(console: Console, text: str) -> None:
 
 
 _LABEL = re.compile(r"[a-z]+ +")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _COLUMN = 11
 """Characters of the names before what the summary of a run says."""
 
 
 def _wrapped(line: str, width: int) -> str:
     indent = " " * (_COLUMN if _LABEL.fullmatch(line[:_COLUMN]) else 4)
-    return textwrap.fill(
+    if " | " in line:  # measurements: a number stays with its name and its unit
+        line = " | ".join(part.replace(" ", _NO_BREAK) for part in line.split(" | "))
+    wrapped = textwrap.fill(
         line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
+    return wrapped.replace(_NO_BREAK, " ")
 
 
 def _number(value: float | None, spec: str) -> str:
