@@ -273,7 +273,7 @@ def test_one_problem_needs_no_count(run, command):
 
 def test_problems_of_flags_are_not_the_configurations(run, command):
     def probe() -> None:
-        raise ConfigError([Problem("--a", "x"), Problem("--b", "y")])
+        raise ConfigError([Problem("--a", "x"), Problem("top_p", "y")])
 
     command(probe)
     assert run("probe")[2].startswith("✗ 2 problems on the command line\n")

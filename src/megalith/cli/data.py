@@ -166,7 +166,8 @@ def verify(
             }
         )
     else:
-        state = f"{len(report.problems)} problems" if report.problems else "whole"
+        count = len(report.problems)
+        state = f"{count} problem{'s' * (count != 1)}" if count else "whole"
         typer.echo(f"{report.prefix}: {state}, {report.documents:,} documents, {report.tokens:,} tokens")
         for problem in report.problems:
             typer.echo(f"  {problem}")
