@@ -22,6 +22,8 @@ from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS, ConfigError, Problem
 from megalith.models.family import describe
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_parts import Parts, prepare
+from megalith.tasks.processes import agreed, is_main
+from megalith.topology.topology import Topology
 from megalith.training.checkpointing import SaveTimes
 from megalith.training.experiment import hold, log_files, open_folder
 from megalith.training.loggers import check_loggers, log_configuration, make_loggers
@@ -36,9 +38,10 @@ logger = logging.getLogger(__name__)
 def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None) -> int:
     """Train as configured, or go on with what was begun. → exit code: 0 done, 3 stopped by a signal after saving.
 
+    Of several processes (`processes.start` makes them), each calls this; the main one speaks and writes the run's files.
     Errors: `MegalithError`s for everything that the user can mend.
     """
-    console = console or Console()
+    console = console or Console(quiet=not is_main())
     config = composed.config
     stop = StopRequest(config.trainer.max_seconds)
     check_loggers(config.exp_manager)
@@ -57,6 +60,14 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
 
 def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
     """Make the run's folder ready, and log into it."""
+    folder, topology = parts.experiment.folder, parts.machine.topology
+    agreed(topology, lambda: _hold(parts, stack, console))
+    rank = topology.global_rank
+    shown = (lambda text: say(console, text)) if topology.is_main else None
+    stack.enter_context(log_files(folder, rank=rank, say=shown))
+
+
+def _hold(parts: Parts, stack: ExitStack, console: Console) -> None:
     folder = parts.experiment.folder
     try:
         stack.enter_context(hold(folder))
@@ -69,19 +80,18 @@ def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
         files=parts.config.exp_manager.files_to_copy or (),
         step=parts.engine.step,
     )
-    stack.enter_context(log_files(parts.experiment.folder, say=lambda text: say(console, text)))
     for notice in notices:
         _tell(console, notice)
 
 
 def _train(parts: Parts, saver: Saver, console: Console, stop: StopRequest) -> Outcome:
     config, engine, experiment = parts.config, parts.engine, parts.experiment
-    trial = int(config.trainer.fast_dev_run)
+    writes = parts.machine.topology.is_main and not config.trainer.fast_dev_run
     if parts.start.kind == "weights" and parts.start.folder:
         saver.load_weights(parts.start.folder)
-    loggers = [] if trial else make_loggers(
+    loggers = make_loggers(
         config.exp_manager, experiment.folder, name=experiment.name, step=engine.step
-    )  # fmt: skip
+    ) if writes else []  # fmt: skip
     log_configuration(loggers, parts.composed.resolved)
     settings = loop_settings(config, engine.step)
     display = ProgressDisplay(
@@ -97,7 +107,7 @@ def _train(parts: Parts, saver: Saver, console: Console, stop: StopRequest) -> O
         test=Batches(test) if test else None,
         folder=experiment.folder,
         loggers=loggers,
-        sinks=[] if trial else [experiment.metrics.write],
+        sinks=[experiment.metrics.write] if writes else [],
         display=display,
         announce=(lambda text: _tell(console, text))
         if config.exp_manager.checkpoint_callback_params.verbose
@@ -190,7 +200,7 @@ def summary(parts: Parts) -> list[str]:
     """What this run is, in a few lines."""
     config, engine, machine, shape = parts.config, parts.engine, parts.machine, parts.architecture
     model, steps = config.model, config.trainer.max_steps
-    count = sum(p.numel() for p in engine.parameters.values())
+    count = parts.parameters
     known = parts.meter.peak
     begin = {
         "fresh": "from new weights",
@@ -202,6 +212,7 @@ def summary(parts: Parts) -> list[str]:
         f"vocabulary {shape.vocab_size:,}: {count:,} parameters",
         f"machine    {device_name(machine.topology.device)}; precision {machine.precision}; compile {machine.compile}; "
         f"allocator {machine.allocator}",
+        *layout(machine.topology),
         *(f"{line}" for line in parts.data.streams.summary()),
         f"steps      {steps:,} of {model.global_batch_size} samples of {model.encoder_seq_length} tokens "
         f"({thousands(model.batch_schedule.consumed_at(steps) * model.encoder_seq_length)} tokens)",
@@ -215,6 +226,12 @@ def summary(parts: Parts) -> list[str]:
         f"folder     {parts.experiment.folder}",
         f"start      {begin}",
     ]
+
+
+def layout(topology: Topology) -> list[str]:
+    """The line about processes; none where there is one."""
+    sizes = topology.sizes
+    return [f"processes  {sizes.world}: {sizes.describe()}"] if sizes.world > 1 else []
 
 
 def _words(config: PretrainGPTConfig) -> str:

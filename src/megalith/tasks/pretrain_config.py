@@ -12,7 +12,6 @@ Knows which values cannot go together, across sections; every such rule reports 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
@@ -29,7 +28,7 @@ from megalith.optim.config import OptimConfig
 from megalith.optim.schedule import Schedule, make_schedule
 from megalith.tasks.model_keys import MODEL_KEYS
 from megalith.tokenizers.config import TokenizerConfig
-from megalith.topology.sizes import Divisible, Sizes
+from megalith.topology.sizes import Divisible, Schedule, Sizes
 from megalith.training.config import ExpManagerConfig, TrainerConfig
 
 _NOT_OF_A_PRESET = {
@@ -120,8 +119,28 @@ class GPTModelConfig(ModelConfig):
     sequence_parallel: bool = setting(
         False, "Tensor ranks share the sequence between matrices; saves memory, changes nothing else."
     )
+    pipeline_schedule: Literal["auto", "1f1b", "interleaved", "zero_bubble"] = setting(
+        "auto", "Order of the pipeline's work. auto: interleaved where a rank has several stages, else 1f1b."
+    )
+    pipeline_layers: list[int] | None = setting(
+        None,
+        "Number of layers of each pipeline stage, first to last; null: as even as they can be.",
+        examples=[[7, 8, 8, 7]],
+    )
     zero_stage: Literal[0, 1, 2, 3] = setting(
         0, "What data-parallel ranks share: nothing, optimizer state, gradients too, weights too."
+    )
+    zero_shard_size: int | None = setting(
+        None,
+        "With zero_stage, so many data-parallel ranks share, and such groups are replicas; null: all share.",
+        ge=1,
+    )
+    overlap_grad_reduce: bool = setting(
+        True,
+        "Reduce a layer's gradients while the backward of earlier ones runs; false: all when it has ended.",
+    )
+    zero_cpu_offload: bool = setting(
+        False, "Keep weights, gradients and optimizer state in the host's memory; needs zero_stage 1, 2 or 3."
     )
     activations_checkpoint_granularity: Literal["full", "selective"] | None = setting(
         None,
@@ -208,16 +227,30 @@ class GPTModelConfig(ModelConfig):
 
     @property
     def sizes(self) -> Sizes:
-        """The parallel layout. Data-parallel ranks come with the processes that are started."""
+        """The parallel layout of one data-parallel rank: how many there are, the processes that are started say."""
         return Sizes(
             tensor=self.tensor_model_parallel_size,
             pipeline=self.pipeline_model_parallel_size,
             virtual_pipeline=self.virtual_pipeline_model_parallel_size or 1,
             context=self.context_parallel_size,
             expert=self.expert_model_parallel_size,
-            sequence_parallel=self.sequence_parallel,
+            sequence_parallel=self.sequence_parallel and self.tensor_model_parallel_size > 1,
             zero_stage=self.zero_stage,
+            schedule=self._schedule,
+            layers=tuple(self.pipeline_layers) if self.pipeline_layers else None,
+            overlap=self.overlap_grad_reduce,
+            offload=self.zero_cpu_offload,
         )
+
+    @property
+    def _schedule(self) -> Schedule:
+        if self.pipeline_schedule != "auto":
+            return self.pipeline_schedule
+        return "interleaved" if (self.virtual_pipeline_model_parallel_size or 1) > 1 else "1f1b"
+
+    def layout(self, world: int) -> Sizes:
+        """The parallel layout of `world` processes. Legal or not: `Sizes.problems` says."""
+        return self.sizes.fit(world, shard=self.zero_shard_size)
 
     @property
     def batch_schedule(self) -> BatchRampUp:
@@ -259,24 +292,34 @@ class GPTModelConfig(ModelConfig):
                 yield error(problem.where.removeprefix("model."), problem.what, problem.fix)
 
     def _layout_problems(self) -> Iterator[Problem]:
-        kv_heads = self.num_query_groups or self.num_attention_heads
-        numbers = Divisible(
-            layers=self.num_layers,
-            heads=self.num_attention_heads,
-            kv_heads=kv_heads,
-            ffn=self.ffn_size,
-            length=self.encoder_seq_length,
-        )
         unbuilt = self.sizes.unbuilt()
         known = {problem.where for problem in unbuilt}
-        for problem in [*unbuilt, *(p for p in self.sizes.problems(numbers) if p.where not in known)]:
-            key = problem.where if re.fullmatch(r"\w+", problem.where) else ""
+        found = self.sizes.problems(self.numbers())
+        for problem in [*unbuilt, *(p for p in found if p.where not in known)]:
+            key = problem.where if problem.where in type(self).model_fields else ""
             what = problem.what.removeprefix(f"{key} ") if key else f"{problem.where}: {problem.what}"
             yield error(key, what, problem.fix)
-        if self.zero_stage and self.sizes.data == 1:
-            yield warning("zero_stage", "has no effect on one process")
         if self.sequence_parallel and self.sizes.tensor == 1:
             yield warning("sequence_parallel", "has no effect while tensor_model_parallel_size is 1")
+        if self.zero_cpu_offload and not self.zero_stage:
+            yield error(
+                "zero_cpu_offload", "keeps shares in the host's memory, and nothing is shared", "zero_stage=1"
+            )
+        if self.zero_shard_size and not self.zero_stage:
+            yield warning("zero_shard_size", "has no effect while zero_stage is 0")
+
+    def numbers(self, vocab: int | None = None, *, batch: bool = False) -> Divisible:
+        """What parallel sizes must divide; with the `batch`, once the number of processes is known."""
+        return Divisible(
+            layers=self.num_layers,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_query_groups or self.num_attention_heads,
+            ffn=self.ffn_size,
+            vocab=vocab,
+            length=self.encoder_seq_length,
+            micro_batch=self.micro_batch_size if batch else None,
+            global_batch=self.global_batch_size if batch else None,
+        )
 
 
 class PretrainGPTConfig(Section):

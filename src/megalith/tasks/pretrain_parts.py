@@ -27,6 +27,7 @@ from megalith.parallel.apply import build
 from megalith.parallel.memory import Recompute
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_data import Data, open_data
+from megalith.tasks.processes import agreed, in_turn, make_topology
 from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.topology.determinism import make_deterministic, seed_process
@@ -69,6 +70,12 @@ class Parts:
     engine: Engine
 
     @property
+    def parameters(self) -> int:
+        """Of the whole model, however many processes hold it."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in GPT(self.architecture).parameters())
+
+    @property
     def config(self) -> PretrainGPTConfig:
         return self.composed.config
 
@@ -76,27 +83,23 @@ class Parts:
 def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]) -> Parts:
     """Everything that can go wrong before the first step, and nothing written yet but the data's index cache."""
     config = composed.config
-    topology = Topology.single(_device(config))
     _settle_process(config)
     tokenizer = load_tokenizer(config.model.tokenizer)
     architecture = config.model.architecture(tokenizer.vocab_size)
-    experiment = choose_folder(config.exp_manager)
-    start = choose_start(
-        experiment.checkpoints,
-        resume_if_exists=config.exp_manager.resume_if_exists,
-        ignore_no_checkpoint=config.exp_manager.resume_ignore_no_checkpoint,
-        resume_from=config.model.resume_from_checkpoint,
-        init_from=config.init_from,
-    )
+    topology = make_topology(config, architecture)
+    experiment, start = agreed(topology, lambda: _choose(config))
     for text in start.notices:
         notice(text)
     state = start.state
     if start.folder is not None:
         _check_same_model(start.folder, architecture, tokenizer)
     consumed = int(state.get("consumed_samples", 0))
-    data = open_data(
-        config, tokenizer, topology, vocab_size=architecture.vocab_size, stored=state.get("data_plan"),
-        step=int(state.get("step", 0)), consumed=consumed, notice=notice,
+    data = in_turn(
+        topology,
+        lambda: open_data(
+            config, tokenizer, topology, vocab_size=architecture.vocab_size, stored=state.get("data_plan"),
+            step=int(state.get("step", 0)), consumed=consumed, notice=notice,
+        ),
     )  # fmt: skip
     machine, meter = _machine(config, architecture, topology)
     engine = _engine(config, architecture, machine)
@@ -105,14 +108,17 @@ def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]
     return Parts(composed, tokenizer, architecture, experiment, start, machine, meter, data, engine)
 
 
-def _device(config: PretrainGPTConfig) -> str:
-    trainer = config.trainer
-    if trainer.accelerator in ("gpu", "cuda"):
-        index = trainer.devices[0] if isinstance(trainer.devices, list) else 0
-        return f"cuda:{index}"
-    if trainer.accelerator == "auto" and isinstance(trainer.devices, list):
-        return f"cuda:{trainer.devices[0]}"
-    return trainer.accelerator
+def _choose(config: PretrainGPTConfig) -> tuple[Experiment, Start]:
+    """The run's folder, and what it starts from. Only one process looks at the disk."""
+    experiment = choose_folder(config.exp_manager)
+    start = choose_start(
+        experiment.checkpoints,
+        resume_if_exists=config.exp_manager.resume_if_exists,
+        ignore_no_checkpoint=config.exp_manager.resume_ignore_no_checkpoint,
+        resume_from=config.model.resume_from_checkpoint,
+        init_from=config.init_from,
+    )
+    return experiment, start
 
 
 def _settle_process(config: PretrainGPTConfig) -> None:
@@ -163,9 +169,13 @@ def _machine(
         length=model.encoder_seq_length,
     )
     planned = per_token * model.encoder_seq_length * model.batch_schedule.consumed_at(steps)
-    compiled = resolve_compile(model.compile, topology.device, planned_flops=planned)
+    compiled = resolve_compile(model.compile, topology.device, planned_flops=planned / topology.sizes.world)
+    if topology.sizes.schedule == "zero_bubble" and str(model.compile).lower() == "auto":
+        compiled = Decision(
+            "off", "a zero-bubble pipeline splits the backward, which a compiled block cannot"
+        )
     known = peak(device_name(topology.device), precision.value, given=config.trainer.peak_tflops)
-    meter = Meter(per_token, known)
+    meter = Meter(per_token, known, topology.sizes.world)
     allocator = resolve_allocator(config.trainer.tune_allocator, topology.device)
     return Machine(topology, precision, compiled, allocator), meter
 

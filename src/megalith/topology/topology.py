@@ -7,6 +7,7 @@ With one process there is no mesh and no process group, and every reduction is t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from megalith.errors import TopologyError
 from megalith.topology.sizes import AXES, Sizes
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ class Topology:
 
         Every process must call it, with the same sizes. Errors: `TopologyError` when their number does not fit.
         """
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        sizes.check(world=world)
+        sizes.check(world=started()[1])
         here = choose_device(device)
         if sizes.world == 1:
             return cls(sizes, here)
@@ -92,10 +94,33 @@ class Topology:
                 dist.all_reduce(value, group=group)
         return value
 
+    def agree(self, value: Value) -> Value:
+        """The main process's `value` on every process: what one of them decides, all of them do. Small, picklable things."""
+        if self.mesh is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(…) of every process, all of one shape → (world, …). Not differentiable."""
+        if self.mesh is None:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.sizes.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.mesh is not None:
             dist.barrier()
+
+
+def started() -> tuple[int, int]:
+    """This process's number and how many there are: (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:

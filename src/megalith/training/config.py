@@ -73,7 +73,10 @@ class TrainerConfig(Section):
     devices: int | str | list[int] = setting(
         "auto", "How many devices on this machine, or a list of GPU numbers. auto and -1: what is there."
     )
-    num_nodes: int = setting(1, "Machines.", ge=1)
+    num_nodes: int = setting(1, "Machines; torchrun or srun starts the processes where it is above 1.", ge=1)
+    process_timeout: int = setting(
+        1800, "A process that waits so long for another gives up, and all of them end.", unit="seconds", ge=1
+    )
     precision: PrecisionName = setting(
         "auto",
         "What matrices are multiplied in. Masters, gradients and the residual stream stay fp32. auto: bf16-mixed where "
@@ -212,10 +215,6 @@ class TrainerConfig(Section):
                 f"is {self.accumulate_grad_batches}, but micro-batches are accumulated within a step",
                 "leave it at 1; raise model.global_batch_size",
             )
-        if (self.num_devices or 1) > 1:
-            yield error("devices", f"{self.num_devices} devices are not built yet", "trainer.devices=1")
-        if self.num_nodes > 1:
-            yield error("num_nodes", f"{self.num_nodes} machines are not built yet", "trainer.num_nodes=1")
         if self.accelerator == "cpu" and isinstance(self.devices, list):
             yield error("devices", "a list of GPU numbers, but accelerator is cpu", "trainer.devices=1")
         if self.val_check_interval and self.val_check_interval > self.max_steps and self.limit_val_batches:

@@ -35,8 +35,9 @@ class MegalithStrategy(Strategy):
     def __init__(self, engine: Engine, saver: Saver) -> None:
         super().__init__()
         self.engine, self.saver, self.topology = engine, saver, engine.topology
-        self.global_rank = self.local_rank = self.node_rank = 0 if self.topology.is_main else 1
-        self.world_size = 1
+        self.global_rank = self.topology.global_rank
+        self.local_rank = self.node_rank = 0
+        self.world_size = self.topology.sizes.world
         rank_zero_only.rank = self.global_rank  # Lightning's loggers and warnings ask this
         self._trainer: pl.Trainer | None = None
 
@@ -73,8 +74,8 @@ class MegalithStrategy(Strategy):
         self.topology.barrier()
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        """One process: what it has."""
-        return obj
+        """The main process's, on all; `src` is always 0."""
+        return self.topology.agree(obj)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Of metrics that differ by data rank. The engine's own losses are global already."""
@@ -90,7 +91,7 @@ class MegalithStrategy(Strategy):
 
     def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
         """Every process's tensor, stacked."""
-        return tensor[None]
+        return self.topology.all_gather(tensor)
 
     # -- the step ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,95 @@
+"""How many processes a configuration asks for, and how they agree.
+
+    one command ─ processes_wanted ─▶ launch.spawn: the same command in each ─▶ make_topology ─▶ …
+    torchrun, srun ────────────────────────────────────────────────────────▶ make_topology ─▶ …
+
+What only one process may decide or write (which folder, which checkpoint), the main one does, and the others get its answer
+or its error. Knows the configuration's sections by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from megalith.errors import MegalithError, TopologyError
+from megalith.models.config import ModelConfig
+from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.topology.sizes import Sizes
+from megalith.topology.topology import Topology, started
+from megalith.training.config import TrainerConfig
+
+Answer = TypeVar("Answer")
+
+
+def is_main() -> bool:
+    """Is this the process that speaks?"""
+    return started()[0] == 0
+
+
+def processes_wanted(trainer: TrainerConfig, sizes: Sizes) -> int:
+    """Processes that one command starts by itself. `trainer.devices` auto: every GPU, or on a CPU what the layout needs.
+
+    Errors: `TopologyError` for several machines, which only a launcher can reach.
+    """
+    if trainer.num_nodes > 1:
+        raise TopologyError(
+            f"{trainer.num_nodes} machines, but this command can start processes on its own one only",
+            where="trainer.num_nodes",
+            fix="start it with torchrun or srun on each of them",
+        )
+    if trainer.num_devices is not None:
+        return trainer.num_devices
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return max(torch.cuda.device_count(), 1) if on_gpu else sizes.world
+
+
+def device_of(trainer: TrainerConfig, local_rank: int = 0) -> str:
+    """The device of the process with this number on its machine."""
+    listed = trainer.devices if isinstance(trainer.devices, list) else None
+    if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and listed):
+        return f"cuda:{listed[local_rank % len(listed)] if listed else local_rank}"
+    if trainer.accelerator == "auto" and torch.cuda.is_available():
+        return f"cuda:{local_rank}"
+    return trainer.accelerator
+
+
+def make_topology(
+    config: PretrainGPTConfig, architecture: ModelConfig, device: str | None = None
+) -> Topology:
+    """The topology of this process among the started ones. Errors: `TopologyError` with everything that does not fit."""
+    world = started()[1]
+    sizes = config.model.layout(world)
+    numbers = config.model.numbers(architecture.padded_vocab_size, batch=True)
+    sizes.check(numbers, world=world, compiled=str(config.model.compile).lower() == "true")
+    return Topology.of(sizes, device or device_of(config.trainer))
+
+
+def agreed(topology: Topology, decide: Callable[[], Answer]) -> Answer:
+    """The main process's answer, on every process.
+
+    Errors: what `decide` raises there; on the others a `MegalithError` with the same words and exit code.
+    """
+    if topology.is_main:
+        try:
+            answer = decide()
+        except MegalithError as error:
+            topology.agree((None, (str(error), error.exit_code)))
+            raise
+        return topology.agree((answer, None))[0]
+    answer, failure = topology.agree((None, None))
+    if failure is not None:
+        error = MegalithError(failure[0])
+        error.exit_code = failure[1]
+        raise error
+    return answer
+
+
+def in_turn(topology: Topology, work: Callable[[], Answer]) -> Answer:
+    """`work` on every process, the main one first: what it leaves in a shared cache, the others find there."""
+    if topology.is_main:
+        answer = work()
+    topology.barrier()
+    return answer if topology.is_main else work()
