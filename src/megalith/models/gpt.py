@@ -214,7 +214,8 @@ class GPT(nn.Module):
     ) -> Visibility:
         if documents is None:
             return causal_visibility(length, start + length, device)
-        cores = [block.attention.core for block in self.blocks.values()]  # a stage may have none: then nobody looks
+        # A stage may have no block: then nobody looks.
+        cores = [block.attention.core for block in self.blocks.values()]
         if self.relative_bias is None and cores and cores[0].wants_blocks(device):
             return Visibility(blocks=document_blocks(documents))
         return Visibility(documents=documents)
