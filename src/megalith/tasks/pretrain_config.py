@@ -28,7 +28,7 @@ from megalith.optim.config import OptimConfig
 from megalith.optim.schedule import Schedule, make_schedule
 from megalith.tasks.model_keys import MODEL_KEYS
 from megalith.tokenizers.config import TokenizerConfig
-from megalith.topology.sizes import Divisible, Schedule, Sizes
+from megalith.topology.sizes import Divisible, PipelineSchedule, Sizes
 from megalith.training.config import ExpManagerConfig, TrainerConfig
 
 _NOT_OF_A_PRESET = {
@@ -243,7 +243,7 @@ class GPTModelConfig(ModelConfig):
         )
 
     @property
-    def _schedule(self) -> Schedule:
+    def _schedule(self) -> PipelineSchedule:
         if self.pipeline_schedule != "auto":
             return self.pipeline_schedule
         return "interleaved" if (self.virtual_pipeline_model_parallel_size or 1) > 1 else "1f1b"

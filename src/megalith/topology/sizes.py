@@ -28,7 +28,7 @@ KEYS = {
 }
 """What the user calls each size."""
 
-Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
+PipelineSchedule = Literal["1f1b", "interleaved", "zero_bubble"]
 POLICIES = ("replicate", "shard_optimizer", "shard_grads", "shard_all")
 """What data-parallel ranks share, by `zero_stage`."""
 
@@ -67,7 +67,7 @@ class Sizes:
     shard: int = 1
     sequence_parallel: bool = False
     zero_stage: int = 0
-    schedule: Schedule = "1f1b"
+    schedule: PipelineSchedule = "1f1b"
     layers: tuple[int, ...] | None = None
     overlap: bool = True
     offload: bool = False
