@@ -41,7 +41,7 @@ def test_a_whole_folder_has_no_problems_and_the_manifest_says_what_is_in_it(fold
     assert (manifest.step, manifest.sequence, manifest.metrics["val_loss"]) == (10, 1, 3.25)
     assert set(manifest.files) == {"model.safetensors", "optim.safetensors", "config.yaml", "state.json"}
     assert manifest.tensors["model.head.weight"].shape == (7, 4)
-    assert manifest.tensors["optim.w.exp_avg"].file == "optim.safetensors"
+    assert manifest.tensors["optim.w.exp_avg"].files == {"optim.safetensors"}
 
 
 def test_hashes_are_plain_sha256(folder):

@@ -22,9 +22,8 @@ from megalith.checkpoint.native import (
     read_state,
     read_tensors,
     verify,
-    writer_for,
 )
-from megalith.errors import CheckpointError, UnsupportedError
+from megalith.errors import CheckpointError
 
 from .helpers import blank, checkpointer, same, save, snapshot, state_of, tensors_of
 
@@ -246,14 +245,6 @@ def test_two_processes_are_kept_from_one_folder(tmp_path):
         other.wait()
         other.stdout.close()
     assert save(tmp_path, 5).name == "step_0000005"
-
-
-def test_several_processes_are_refused_by_name():
-    class Many:
-        mesh = object()
-
-    with pytest.raises(UnsupportedError, match="one process"):
-        writer_for(Many())
 
 
 # Loading ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The manifest of a step folder: which files belong to it, byte for byte, and which tensors lie in them.
 
     step_0001000/manifest.json = {format_version, step, sequence, metrics, files: {name → bytes, sha256},
-                                  tensors: {name → dtype, shape, file}, dropped: [name], sha256 (of all that precedes)}
+                                  tensors: {name → dtype, shape, file or slices: {"0:48,0:32" → file}},
+                                  dropped: [name], sha256 (of all that precedes)}
 
 Knows what a complete folder is, and says everything that keeps one from being so. Never imports torch, never repairs.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 from megalith.checkpoint.files import FileRecord, Progress, file_digests, regular_size, replace_file
 from megalith.checkpoint.header import ITEM_BYTES, HeaderError, read_header
+from megalith.checkpoint.slices import Slice, from_text, problem, shape_of, to_text, whole
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,11 +41,24 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What a manifest says of a tensor: `dtype` as safetensors names it, `shape`, and the `file` that holds it."""
+    """What a manifest says of a tensor: `dtype` as safetensors names it, whole `shape`, and which file holds which slice.
+
+    The slices cover the tensor exactly: each element is in one of them.
+    """
 
     dtype: str
     shape: tuple[int, ...]
-    file: str
+    slices: Mapping[Slice, str]
+
+    @property
+    def files(self) -> set[str]:
+        """The files that hold any of it."""
+        return set(self.slices.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one file holds all of it, under its plain name."""
+        return list(self.slices) == [whole(self.shape)]
 
     @property
     def elements(self) -> int:
@@ -52,8 +67,13 @@ class TensorRecord:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in its file."""
+        """Bytes it takes in its files."""
         return self.elements * ITEM_BYTES[self.dtype]
+
+
+def entry_name(name: str, part: Slice, shape: tuple[int, ...]) -> str:
+    """What a slice is called in its file: the tensor's name, with its place behind it unless it is all of the tensor."""
+    return name if part == whole(shape) else f"{name}[{to_text(part)}]"
 
 
 @dataclass(frozen=True)
@@ -80,13 +100,17 @@ class Manifest:
             "sequence": self.sequence,
             "metrics": {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()},
             "files": {k: {"bytes": f.size, "sha256": f.sha256} for k, f in sorted(self.files.items())},
-            "tensors": {
-                k: {"dtype": t.dtype, "shape": list(t.shape), "file": t.file}
-                for k, t in sorted(self.tensors.items())
-            },
+            "tensors": {k: _encoded(t) for k, t in sorted(self.tensors.items())},
             "dropped": list(self.dropped),
         }
         return (json.dumps(body | {"sha256": _own_digest(body)}, indent=1) + "\n").encode()
+
+
+def _encoded(tensor: TensorRecord) -> dict[str, Any]:
+    head: dict[str, Any] = {"dtype": tensor.dtype, "shape": list(tensor.shape)}
+    if tensor.is_whole:
+        return head | {"file": next(iter(tensor.slices.values()))}
+    return head | {"slices": {to_text(part): file for part, file in sorted(tensor.slices.items())}}
 
 
 def _own_digest(body: Mapping[str, Any]) -> str:
@@ -124,10 +148,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _decoded(body: dict[str, Any]) -> Manifest:
     files = {name: FileRecord(int(f["bytes"]), str(f["sha256"])) for name, f in body["files"].items()}
-    tensors = {
-        name: TensorRecord(t["dtype"], tuple(int(n) for n in t["shape"]), t["file"])
-        for name, t in body["tensors"].items()
-    }
+    tensors = {name: _decoded_tensor(t) for name, t in body["tensors"].items()}
     manifest = Manifest(
         int(body["step"]),
         int(body["sequence"]),
@@ -139,12 +160,21 @@ def _decoded(body: dict[str, Any]) -> Manifest:
     for name in (*files, *manifest.dropped):
         _check_name(name)
     for name, tensor in tensors.items():
-        if tensor.dtype not in ITEM_BYTES or tensor.file not in files:
-            raise ValueError(f"tensor {name}: {tensor.dtype} in {tensor.file}")
+        if tensor.dtype not in ITEM_BYTES or not tensor.files <= files.keys():
+            raise ValueError(f"tensor {name}: {tensor.dtype} in {', '.join(sorted(tensor.files))}")
+        if wrong := problem(tensor.shape, tensor.slices):
+            raise ValueError(f"tensor {name}: {wrong}")
     absent = [name for name in REQUIRED if name not in files]
     if absent:
         raise ValueError(f"it lists no {' and no '.join(absent)}")
     return manifest
+
+
+def _decoded_tensor(body: dict[str, Any]) -> TensorRecord:
+    shape = tuple(int(n) for n in body["shape"])
+    if "file" in body:
+        return TensorRecord(body["dtype"], shape, {whole(shape): body["file"]})
+    return TensorRecord(body["dtype"], shape, {from_text(k): file for k, file in body["slices"].items()})
 
 
 def _check_name(name: str) -> None:
@@ -153,6 +183,16 @@ def _check_name(name: str) -> None:
     plain = path.parts and not path.is_absolute() and ".." not in path.parts and str(path) == name
     if not plain or "\0" in name or "\\" in name or name == MANIFEST:
         raise ValueError(f"it lists the file {name!r}, which is not a place inside the folder")
+
+
+def entries_by_file(tensors: Mapping[str, TensorRecord]) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """file → name of an entry in it → its dtype and shape."""
+    files: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for name, tensor in tensors.items():
+        for part, file in tensor.slices.items():
+            entries = files.setdefault(file, {})
+            entries[entry_name(name, part, tensor.shape)] = (tensor.dtype, shape_of(part))
+    return files
 
 
 def rewrite_manifest(folder: Path, manifest: Manifest) -> None:
@@ -205,20 +245,24 @@ def verify(
     folder: Path,
     *,
     only: Iterable[str] | None = None,
+    share: tuple[int, int] = (0, 1),
     threads: int = THREADS,
     progress: Progress | None = None,
 ) -> list[str]:
     """Everything that is wrong with a step folder, one line each; an empty list says that it is exactly what was saved.
 
     Checks the set of files and the sizes of all, then the SHA-256 of each (of those named by `only`, where given) and that
-    the tensor files hold the tensors that the manifest names. `progress` is told the number of bytes as they are read.
+    the tensor files hold the tensors that the manifest names. `share` (i, n): of these files the i-th share of n, so that n
+    processes read everything once. `progress` is told the number of bytes as they are read.
     """
     folder = Path(folder)
     manifest, problems = quick_problems(folder)
     if manifest is None:
         return problems
     suspect = {problem.partition(": ")[0] for problem in problems}
-    names = [n for n in manifest.files if n not in suspect and (only is None or n in set(only))]
+    chosen = manifest.files.keys() if only is None else manifest.files.keys() & set(only)
+    first, step = share
+    names = [name for name in sorted(chosen)[first::step] if name not in suspect]
     if sum(manifest.files[name].size for name in names) < WORTH_THREADS:
         threads = 1
     digests = file_digests([folder / name for name in names], threads=threads, progress=progress)
@@ -246,8 +290,9 @@ def _content_problems(folder: Path, manifest: Manifest, sound: list[str]) -> lis
         else:
             if step != manifest.step:
                 problems.append(f"{STATE}: step {step}, the manifest says {manifest.step}")
+    expected = entries_by_file(manifest.tensors)
     for name in (n for n in sound if n.endswith(".safetensors")):
-        listed = {k: (t.dtype, t.shape) for k, t in manifest.tensors.items() if t.file == name}
+        listed = expected.get(name, {})
         try:
             held = {k: (e.dtype, e.shape) for k, e in read_header(folder / name).entries.items()}
         except (HeaderError, OSError) as error:

@@ -3,11 +3,13 @@
     save ─ (stage) ─▶ step_0001000.partial/ ─ fsync ─ rename ─▶ step_0001000/ ─▶ latest ─▶ retention
                       model.safetensors  optim.safetensors  config.yaml  state.json  tokenizer/  manifest.json
 
+Many processes plan a save together, each writes its own slices (`model-00001-of-00004.safetensors`), and the first of them
+does the rest. Where one fails, the save fails on all.
+
 At every instant the checkpoints folder holds a complete checkpoint, whatever kills the process: a folder gets its name only
 when it is whole and on disk, `latest` moves after that, and nothing older goes before that.
 
-Knows tensors by name and a state of plain JSON. Knows nothing of models, optimizers or the training loop. Many processes
-write through another `Writer`; the one here is for one process, whose files Hugging Face libraries can open.
+Knows tensors by name and a state of plain JSON. Knows nothing of models, optimizers or the training loop.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 
@@ -44,16 +46,17 @@ from megalith.checkpoint.manifest import (
     TensorRecord,
     verify,
 )
+from megalith.checkpoint.plan import Files, Plan, make_plan, offers
 from megalith.checkpoint.reading import load, read_config, read_state, read_tensors
 from megalith.checkpoint.retention import Retention
 from megalith.checkpoint.staging import Staging
-from megalith.checkpoint.tensor_files import describe, write_tensors
-from megalith.errors import CheckpointError, UnsupportedError
+from megalith.checkpoint.team import Team
+from megalith.checkpoint.tensor_files import write_tensors
+from megalith.errors import CheckpointError
 from megalith.topology.topology import Topology
 
 __all__ = [
     "Checkpointer",
-    "Writer",
     "load",
     "newest_verified",
     "read_config",
@@ -70,46 +73,7 @@ MARGIN = 1 << 20
 """Bytes for names, blocks and the manifest beyond those of the content, when a save looks for room."""
 
 
-class Writer(Protocol):
-    """How the tensors of a save get into its partial folder."""
-
-    def __call__(
-        self, folder: Path, tensors: Mapping[str, torch.Tensor], hasher: Hasher
-    ) -> tuple[dict[str, FileRecord], dict[str, TensorRecord]]:
-        """Writes and forces to disk the tensor files; returns what the manifest says of files and tensors."""
-        ...
-
-
-def write_whole(
-    folder: Path, tensors: Mapping[str, torch.Tensor], hasher: Hasher
-) -> tuple[dict[str, FileRecord], dict[str, TensorRecord]]:
-    """The `Writer` of one process: one file for each first word of the names (`model.…` → model.safetensors)."""
-    files: dict[str, FileRecord] = {}
-    table: dict[str, TensorRecord] = {}
-    for group, members in _groups(tensors).items():
-        file = f"{group}.safetensors"
-        files[file] = write_tensors(folder / file, members, hasher)
-        table |= {name: TensorRecord(*describe(tensor), file) for name, tensor in members.items()}
-    return files, table
-
-
-def writer_for(topology: Topology) -> Writer:
-    """The writer that fits the processes of a run. Raises `UnsupportedError` for more than one."""
-    if topology.mesh is not None:
-        raise UnsupportedError("checkpoints are saved by one process so far", fix="run on one process")
-    return write_whole
-
-
-def _groups(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    groups: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        group, dot, rest = name.partition(".")
-        if not (dot and rest and group.isidentifier()):
-            raise ValueError(
-                f"{name!r}: the name of a saved tensor starts with its kind, as in 'model.{name}'"
-            )
-        groups.setdefault(group, {})[name] = tensor
-    return groups
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,13 +81,14 @@ class _Job:
     """One save, with everything it needs in its final form: nothing here changes while it is written."""
 
     step: int
-    tensors: Mapping[str, torch.Tensor]
+    files: Files
+    table: Mapping[str, TensorRecord]
     texts: Mapping[str, bytes]
     metrics: Mapping[str, float]
 
 
 class Checkpointer:
-    """Saves into one checkpoints folder, one save at a time.
+    """Saves into one checkpoints folder, one save at a time. Every process of the topology makes one, and calls alike.
 
     `asynchronous` copies the tensors to host memory and writes in a thread of its own; `wait` (called by the next save, too)
     raises what went wrong there. The process does not end before a save that has begun, except by a signal that kills it.
@@ -141,15 +106,13 @@ class Checkpointer:
         self.root = Path(root).absolute()
         self.asynchronous = asynchronous
         self.retention = retention
-        self._writer = writer_for(topology)
+        self.team = Team(topology)
+        """The processes that save here; `load` and decisions that all must share go through it."""
         self._staging = Staging()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        try:
-            self.notices = names.clean_leftovers(self.root)
-        except OSError as error:
-            raise self._unusable(error) from error
-        for notice in self.notices:
+        self.notices = self.team.lead(self._clean)
+        for notice in self.notices if self.team.is_main else ():
             logger.warning(notice)
 
     def save(
@@ -164,27 +127,32 @@ class Checkpointer:
     ) -> Path:
         """Saves step `step`, and returns the folder that it is, or asynchronously will be, published as.
 
-        `tensors` by full name (`model.…`, `optim.…`); `state` is plain JSON; `tokenizer` a file or a flat folder that is
+        `tensors` by full name (`model.…`, `optim.…`), plain or DTensors, as far as this process has them; the rest is taken
+        from the first process: `state` is plain JSON; `tokenizer` a file or a flat folder that is
         copied to `tokenizer/`; `metrics` by name, for the retention and the names of the links. Raises `CheckpointError` for a
         full disk or a failed earlier save (the checkpoints that were there stay), `ValueError` and `TypeError` for arguments
         that could not be read back.
         """
         self.wait()
-        texts = _texts(step, state, config_yaml, tokenizer)
+        texts: dict[str, bytes] = {}
+
+        def prepare() -> Any:
+            if self.team.is_main:
+                texts.update(_texts(step, state, config_yaml, tokenizer))
+            return offers(tensors)
+
+        plan = make_plan(tensors, self.team.together(prepare), self.team.rank)
+        self.team.lead(lambda: self._make_room(step, plan.nbytes + sum(map(len, texts.values()))))
         counters = {name: state[name] for name in COUNTERS if isinstance(state.get(name), int | float)}
         values = {name: float(value) for name, value in (counters | dict(metrics or {})).items()}
-        for tensor in tensors.values():
-            describe(tensor)
-        _groups(tensors)
-        self._make_room(step, sum(t.nbytes for t in tensors.values()) + sum(map(len, texts.values())))
         if self.asynchronous:
-            job = _Job(step, self._staging.copy(tensors), texts, values)
+            job = _Job(step, self._staged(plan), plan.table, texts, values)
             self._thread = threading.Thread(
                 target=self._background, args=(job, Hasher()), name="checkpoint-write"
             )
             self._thread.start()
         else:
-            self._write(_Job(step, tensors, texts, values), Hasher())
+            self._write(_Job(step, plan.files, plan.table, texts, values), Hasher())
         return self.root / names.step_name(step)
 
     def wait(self) -> None:
@@ -196,12 +164,24 @@ class Checkpointer:
         if error is not None:
             raise error
 
+    def _staged(self, plan: Plan) -> Files:
+        """The plan's files over private copies of what this process writes."""
+        copies = self._staging.copy({n: t for entries in plan.files.values() for n, t in entries.items()})
+        return {file: {name: copies[name] for name in entries} for file, entries in plan.files.items()}
+
     def _background(self, job: _Job, hasher: Hasher) -> None:
         try:
             self._write(job, hasher)
         except BaseException as error:
-            logger.error("saving step %d failed: %s", job.step, error)
+            if self.team.is_main:
+                logger.error("saving step %d failed: %s", job.step, error)
             self._error = error
+
+    def _clean(self) -> list[str]:
+        try:
+            return names.clean_leftovers(self.root)
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def _make_room(self, step: int, needed: int) -> None:
         """Creates the checkpoints folder and refuses early where the save cannot fit."""
@@ -227,32 +207,46 @@ class Checkpointer:
         )
 
     def _write(self, job: _Job, hasher: Hasher) -> None:
-        name = names.step_name(job.step)
+        final = self.root / names.step_name(job.step)
         try:
-            self._refuse_other_writer(name)
-            self._write_claimed(job, hasher, self.root / name)
-        except OSError as error:
-            raise CheckpointError(
-                f"saving step {job.step} failed ({error.strerror or error})",
-                where=str(self.root),
-                fix="free disk space or check the file system; the checkpoints saved before are untouched",
-            ) from error
+            self.team.lead(lambda: self._refuse_other_writer(final.name))
+            self._write_claimed(job, hasher, final)
         finally:
             hasher.close()
 
     def _write_claimed(self, job: _Job, hasher: Hasher, final: Path) -> None:
         partial = final.with_name(f"{final.name}.partial")
-        try:
-            for notice in names.restore_replaced(self.root):
-                logger.warning(notice)
-            names.claim(self.root, final.name)
-            self._fill(partial, job, hasher)
+
+        def mine() -> dict[str, FileRecord]:
+            return {file: write_tensors(partial / file, t, hasher) for file, t in job.files.items()}
+
+        def finish() -> None:
+            self._fill(partial, job, {file: record for each in written for file, record in each.items()})
             self._publish(partial, final)
             self._retain()
+            names.release(self.root, final.name)
+
+        try:
+            self.team.lead(lambda: self._on_disk(job, lambda: self._begin(partial)))
+            written = self.team.together(lambda: self._on_disk(job, mine))
+            self.team.lead(lambda: self._on_disk(job, finish))
         except BaseException:
-            self._abandon(partial)
+            if self.team.is_main:
+                self._abandon(partial)
             raise
-        names.release(self.root, final.name)
+
+    def _on_disk(self, job: _Job, work: Callable[[], T]) -> T:
+        """`work`, with an error of the disk in the user's words."""
+        try:
+            return work()
+        except OSError as error:
+            raise CheckpointError(
+                f"saving step {job.step} failed ({error.strerror or error})",
+                where=str(self.root),
+                fix="free disk space or check the file system"
+                + (", which all processes must share" if self.team.size > 1 else "")
+                + "; the checkpoints saved before are untouched",
+            ) from error
 
     def _refuse_other_writer(self, name: str) -> None:
         other = names.writer_of(self.root, name)
@@ -263,16 +257,21 @@ class Checkpointer:
                 fix="two runs must not save into one folder: stop one, or give it another exp_manager.name",
             )
 
-    def _fill(self, partial: Path, job: _Job, hasher: Hasher) -> None:
-        """Writes the whole content of a step folder and forces it to disk, under its temporary name."""
+    def _begin(self, partial: Path) -> None:
+        """An empty folder under the temporary name, and word of who fills it."""
+        for notice in names.restore_replaced(self.root):
+            logger.warning(notice)
+        names.claim(self.root, partial.stem)
         remove_tree(partial)
         os.mkdir(partial)
-        files, table = self._writer(partial, job.tensors, hasher)
+
+    def _fill(self, partial: Path, job: _Job, files: dict[str, FileRecord]) -> None:
+        """All that is not tensors, forced to disk with the folder itself: then it is complete under its temporary name."""
         for name, content in job.texts.items():
             if "/" in name:
                 (partial / name).parent.mkdir(exist_ok=True)
             files[name] = write_file(partial / name, [content])
-        manifest = Manifest(job.step, names.next_sequence(self.root), files, table, job.metrics)
+        manifest = Manifest(job.step, names.next_sequence(self.root), files, job.table, job.metrics)
         write_file(partial / MANIFEST, [manifest.encode()])
         if (partial / TOKENIZER).is_dir():
             sync_folder(partial / TOKENIZER)

@@ -174,21 +174,26 @@ def _drop_optimizer(kept: _Kept) -> None:
     manifest, problems = quick_problems(kept.folder)
     if manifest is None or problems:
         return
-    files = {t.file for name, t in manifest.tensors.items() if name.startswith("optim.")}
-    shared = {t.file for name, t in manifest.tensors.items() if not name.startswith("optim.")}
-    if files & shared:
+    files = _files(manifest, optimizer=True)
+    if files & _files(manifest, optimizer=False):
         return
     if files:
         manifest = replace(
             manifest,
             files={name: record for name, record in manifest.files.items() if name not in files},
-            tensors={name: t for name, t in manifest.tensors.items() if t.file not in files},
+            tensors={name: t for name, t in manifest.tensors.items() if not t.files & files},
             dropped=(*manifest.dropped, *sorted(files)),
         )
         rewrite_manifest(kept.folder, manifest)
     for name in manifest.dropped:
         (kept.folder / name).unlink(missing_ok=True)
     sync_folder(kept.folder)
+
+
+def _files(manifest: Manifest, *, optimizer: bool) -> set[str]:
+    """The files that hold the optimizer's tensors, or those that hold others."""
+    chosen = (t for name, t in manifest.tensors.items() if name.startswith("optim.") == optimizer)
+    return set().union(*(t.files for t in chosen))
 
 
 def _remove(folder: Path) -> None:

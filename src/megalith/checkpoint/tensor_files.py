@@ -1,12 +1,14 @@
 """Tensors to and from safetensors files, one piece at a time: no whole model is ever in memory twice.
 
-    write_tensors: name → tensor ─▶ head + raw bytes, hashed while written       read_into: file ─▶ straight into a live tensor
+    write_tensors: name → tensor ─▶ head + raw bytes, hashed while written
+    read_into: slices in files ─▶ straight into what this process holds of a live tensor; little else is read
 
-Knows torch tensors that lie on one device. Knows nothing of step folders or of processes.
+Knows torch tensors and files. Knows nothing of step folders or of other processes.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import torch
 
 from megalith.checkpoint.files import Buffer, FileRecord, Hasher, write_file
 from megalith.checkpoint.header import encode, layout, read_header
+from megalith.checkpoint.local import Held, held
+from megalith.checkpoint.slices import Slice, elements, inside, overlap, shape_of, whole
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -27,6 +31,10 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 READ = 1 << 30
 """Bytes asked of one read; Linux gives at most 2 GiB."""
+BUFFER = 8 << 20
+"""Bytes read at once on the way to memory that a file's bytes cannot go to directly."""
+LONG = 32 << 10
+"""Bytes of a row from which on its wanted part is read alone; below that, whole rows are read and the rest is left."""
 METADATA = {"format": "pt"}
 """What Hugging Face libraries ask for before they open a file."""
 
@@ -59,47 +67,115 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A slice of a tensor in a file: `offset` is its first byte."""
+
+    path: Path
+    offset: int
+    place: Slice
+
+
+@dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that still lies in its file; `read` and `rows` fetch it. `shape` and `dtype` are known without reading."""
+    """A tensor that still lies in its files; `read` and `rows` fetch it. `shape` and `dtype` are known without reading."""
 
     name: str
-    path: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int
+    parts: tuple[Part, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes in the file."""
-        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+        """Bytes of all of it."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> torch.Tensor:
         """The whole tensor, in host memory."""
-        return self._fetch(self.shape, 0)
+        return self._fetch(whole(self.shape))
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` (exclusive) of the first dim; nothing else is read."""
         if not (self.shape and 0 <= start <= stop <= self.shape[0]):
             raise IndexError(f"rows {start}:{stop} of {self.name} {list(self.shape)}")
-        row = int(torch.Size(self.shape[1:]).numel()) * self.dtype.itemsize
-        return self._fetch((stop - start, *self.shape[1:]), start * row)
+        return self._fetch(((start, stop), *whole(self.shape[1:])))
 
     def read_into(self, tensor: torch.Tensor) -> None:
-        """Fills `tensor` (same shape and dtype) in place: straight from the file where its memory allows."""
-        if tensor.device.type == "cpu" and tensor.is_contiguous():
-            with open(self.path, "rb", buffering=0) as file:
-                _fill(file.fileno(), tensor.detach(), self.offset)
-        else:
-            tensor.detach().copy_(self.read())
+        """Fills `tensor` (same shape and dtype) in place: of a DTensor, what this process holds."""
+        self.fill(held({self.name: tensor})[self.name])
 
-    def _fetch(self, shape: tuple[int, ...], skip: int) -> torch.Tensor:
-        tensor = torch.empty(shape, dtype=self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            _fill(file.fileno(), tensor, self.offset + skip)
+    def fill(self, mine: Held) -> None:
+        """Fills the memory that a process holds, straight from the files where it is contiguous in both."""
+        for part in self.parts:
+            common = overlap(part.place, mine.part)
+            if common is not None:
+                _fill_from(part, common, mine.memory[inside(common, mine.part)])
+
+    def _fetch(self, place: Slice) -> torch.Tensor:
+        tensor = torch.empty(shape_of(place), dtype=self.dtype)
+        if elements(place):
+            self.fill(Held(tensor, self.shape, place))
         return tensor
 
 
-def _fill(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
+@dataclass(frozen=True)
+class _Block:
+    """A contiguous tensor in an open file."""
+
+    descriptor: int
+    offset: int
+    shape: tuple[int, ...]
+
+    def at(self, index: int, item: int) -> _Block:
+        """One row of it; `item` bytes an element."""
+        rest = self.shape[1:]
+        return _Block(self.descriptor, self.offset + index * math.prod(rest) * item, rest)
+
+
+def _fill_from(part: Part, place: Slice, target: torch.Tensor) -> None:
+    with open(part.path, "rb", buffering=0) as file:
+        block = _Block(file.fileno(), part.offset, shape_of(part.place))
+        _fill(block, tuple((i.start, i.stop) for i in inside(place, part.place)), target)
+
+
+def _fill(block: _Block, place: Slice, target: torch.Tensor) -> None:
+    """`place` of a block into a tensor of that shape: in one read, row by row, or by way of a buffer of several rows."""
+    item = target.element_size()
+    if place[1:] == whole(block.shape[1:]):
+        first = place[0][0] if place else 0
+        _fill_run(block.descriptor, block.at(first, item).offset if place else block.offset, target)
+        return
+    (first, stop), inner = place[0], place[1:]
+    row = math.prod(block.shape[1:]) * item
+    if elements(inner) * item >= LONG or row > BUFFER:
+        for index in range(first, stop):
+            _fill(block.at(index, item), inner, target[index - first])
+        return
+    columns = (slice(None), *(slice(a, b) for a, b in inner))
+    for index in range(first, stop, BUFFER // row):
+        last = min(index + BUFFER // row, stop)
+        rows = torch.empty((last - index, *block.shape[1:]), dtype=target.dtype)
+        _read(block.descriptor, rows, block.at(index, item).offset)
+        target[index - first : last - first].copy_(rows[columns])
+
+
+def _fill_run(descriptor: int, offset: int, target: torch.Tensor) -> None:
+    """Contiguous bytes of a file into a tensor that may lie on a GPU or with gaps."""
+    if target.device.type == "cpu" and target.is_contiguous():
+        _read(descriptor, target, offset)
+    elif target.nbytes <= BUFFER:
+        rows = torch.empty(target.shape, dtype=target.dtype)
+        _read(descriptor, rows, offset)
+        target.copy_(rows)
+    else:
+        row = target[0].nbytes
+        step = max(1, BUFFER // row)
+        for index in range(0, len(target), step):
+            _fill_run(
+                descriptor, offset + index * row, target[index] if step == 1 else target[index : index + step]
+            )
+
+
+def _read(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
     view = raw_bytes(tensor)
     done = 0
     while done < len(view):
@@ -113,4 +189,5 @@ def open_tensors(path: Path) -> Iterator[LazyTensor]:
     """The tensors of a safetensors file in the order of its bytes. Raises `HeaderError` where it is malformed."""
     header = read_header(path)
     for name, entry in header.entries.items():
-        yield LazyTensor(name, path, DTYPES[entry.dtype], entry.shape, header.data + entry.start)
+        part = Part(path, header.data + entry.start, whole(entry.shape))
+        yield LazyTensor(name, DTYPES[entry.dtype], entry.shape, (part,))

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megalith.checkpoint.native import Checkpointer, load
 from megalith.engine.engine import Engine
 
@@ -54,15 +56,22 @@ class Saver:
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Put a step folder into the engine. → its whole state. Errors: `CheckpointError`, with nothing changed."""
-        state = load(folder, self.engine.tensors(), verified=folder == self.verified)
+        """Put a step folder into the engine. → its whole state. Errors: `CheckpointError`, with nothing changed.
+
+        Every process calls it alike; the folder may have been saved on any layout.
+        """
+        state = self._fill(folder, self.engine.tensors())
         self.engine.load_state_dict(state)
         return state
 
     def load_weights(self, folder: Path) -> None:
         """Put the model's weights alone into the engine; counters and optimizer stay fresh."""
         weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
-        load(folder, weights, verified=folder == self.verified)
+        self._fill(folder, weights)
+
+    def _fill(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        self.wait()  # what saves meanwhile talks over the same group
+        return load(folder, tensors, verified=folder == self.verified, team=self.checkpointer.team)
 
     def wait(self) -> None:
         """Return when nothing is being written; raise what went wrong there."""
