@@ -14,6 +14,8 @@ EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
 """Stopped by a signal after saving: run the same command again to go on."""
+EXIT_LOST = 4
+"""Another process of the run died or hung, and this one could not go on without it."""
 
 
 @dataclass(frozen=True)

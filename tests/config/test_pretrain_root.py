@@ -161,7 +161,7 @@ def test_every_field_of_the_architecture_is_a_key():
 def test_every_impossible_combination_at_once():
     found = problems(
         "model.hidden_size=100", "model.num_query_groups=5", "model.encoder_seq_length=600", "model.max_position_embeddings=512",
-        "model.global_batch_size=10", "model.init_from=a", "model.resume_from_checkpoint=b", "trainer.devices=2",
+        "model.global_batch_size=10", "model.init_from=a", "model.resume_from_checkpoint=b", "trainer.accelerator=cpu", "trainer.devices=[1]",
         "model.compat.padded_logits=trained", "model.data.dataloader_type=cyclic", "model.data.seq_length=5",
         "model.data.splits_string=-1,2,3",
     )  # fmt: skip
@@ -178,15 +178,7 @@ def test_every_impossible_combination_at_once():
     assert "8 or 12" in found["model.global_batch_size"][1]
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "tensor_model_parallel_size",
-        "pipeline_model_parallel_size",
-        "context_parallel_size",
-        "expert_model_parallel_size",
-    ],
-)
+@pytest.mark.parametrize("key", ["context_parallel_size", "expert_model_parallel_size"])
 def test_parallel_sizes_are_refused_by_name(key):
     found = problems(f"model.{key}=2")
     assert f"model.{key}" in found
@@ -233,8 +225,33 @@ def test_ranking_by_a_validation_that_there_is_not_is_a_notice():
     ).notices
 
 
-def test_switches_without_effect_on_one_process_are_notices():
-    assert len(run("model.zero_stage=1", "model.sequence_parallel=true").notices) == 2
+def test_switches_without_effect_are_notices():
+    assert len(run("model.zero_shard_size=2", "model.sequence_parallel=true").notices) == 2
+    assert not run("model.zero_stage=1").notices
+
+
+def test_the_layout_is_made_of_the_keys_and_the_processes():
+    config = run(
+        "model.tensor_model_parallel_size=2", "model.sequence_parallel=true", "model.zero_stage=2",
+        "model.pipeline_model_parallel_size=2", "model.virtual_pipeline_model_parallel_size=2",
+        "model.zero_shard_size=2", "model.overlap_grad_reduce=false",
+    ).config  # fmt: skip
+    sizes = config.model.layout(16)
+    assert (sizes.tensor, sizes.pipeline, sizes.shard, sizes.replicate, sizes.world) == (2, 2, 2, 2, 16)
+    assert (sizes.schedule, sizes.sequence_parallel, sizes.overlap) == ("interleaved", True, False)
+    assert run("model.pipeline_model_parallel_size=2").config.model.sizes.schedule == "1f1b"
+
+
+def test_layouts_that_cannot_be_name_their_keys():
+    found = problems(
+        "model.tensor_model_parallel_size=5",
+        "model.pipeline_model_parallel_size=2",
+        "model.pipeline_layers=[1,2]",
+        "model.zero_cpu_offload=true",
+    )
+    assert {"model.tensor_model_parallel_size", "model.pipeline_layers", "model.zero_cpu_offload"} <= set(
+        found
+    )
 
 
 def test_two_ways_to_begin_contradict_each_other():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import tempfile
@@ -14,16 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from megalith import __version__
-from megalith.errors import ConfigError, MegalithError, Problem
+from megalith.errors import ConfigError, MegalithError, Problem, RankLost
 
 EXIT_BUG = 70
 """As BSD's sysexits.h has it: an internal software error."""
+
+RANKS = ("RANK", "SLURM_PROCID")
+"""Where launchers write the number of a process."""
 
 MARKS = {"✗": "bold red", "!": "bold yellow", "→": "green"}
 
 
 def show_error(error: MegalithError) -> None:
-    """A user's mistake: what, where, and what to do, on stderr."""
+    """A user's mistake: what, where, and what to do, on stderr. Of several processes, which all make it, one says it."""
+    if not isinstance(error, RankLost) and any(int(os.environ.get(name) or 0) for name in RANKS):
+        return
     console = _console()
     problems = error.problems if isinstance(error, ConfigError) else (error.problem,)
     if len(problems) == 1:

@@ -10,13 +10,14 @@ or its error. Knows the configuration's sections by name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
-from megalith.errors import MegalithError, TopologyError
+from megalith.errors import ConfigError, MegalithError, Problem, TopologyError
 from megalith.models.config import ModelConfig
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import GPTModelConfig, PretrainGPTConfig
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology, started
 from megalith.training.config import TrainerConfig
@@ -59,12 +60,22 @@ def device_of(trainer: TrainerConfig, local_rank: int = 0) -> str:
 def make_topology(
     config: PretrainGPTConfig, architecture: ModelConfig, device: str | None = None
 ) -> Topology:
-    """The topology of this process among the started ones. Errors: `TopologyError` with everything that does not fit."""
+    """The topology of this process among the started ones. Errors: `ConfigError` with everything that does not fit."""
     world = started()[1]
     sizes = config.model.layout(world)
     numbers = config.model.numbers(architecture.padded_vocab_size, batch=True)
-    sizes.check(numbers, world=world, compiled=str(config.model.compile).lower() == "true")
+    compiled = str(config.model.compile).lower() == "true"
+    problems = sizes.problems(numbers, world=world, compiled=compiled)
+    if problems:
+        raise ConfigError([located(problem) for problem in problems])
     return Topology.of(sizes, device or device_of(config.trainer))
+
+
+def located(problem: Problem) -> Problem:
+    """With the key as the user types it."""
+    known = problem.where in GPTModelConfig.model_fields
+    where = {"devices × num_nodes": "trainer.devices"}.get(problem.where, problem.where)
+    return replace(problem, where=f"model.{where}" if known else where)
 
 
 def agreed(topology: Topology, decide: Callable[[], Answer]) -> Answer:

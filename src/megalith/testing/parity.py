@@ -73,9 +73,7 @@ def make_engine(case: Case, topology: Topology) -> Engine:
         compile=case.compile,
         recompute=case.recompute,
     )
-    schedule = make_schedule(
-        case.optim, max_steps=20, global_batch=case.samples, sequence_length=case.length
-    )
+    schedule = make_schedule(case.optim, max_steps=20, global_batch=case.samples, sequence_length=case.length)
     return Engine(
         stages,
         topology,
@@ -131,7 +129,9 @@ def record(case: Case, topology: Topology) -> dict[str, torch.Tensor]:
         terms = engine.forward_backward(share(make_batch(case, step), topology))
         found |= {f"loss {name} {step}": value.clone() for name, value in terms.items()}
         if step == 0:
-            found |= {f"gradient {n}": clone(p.grad) for n, p in engine.trainable.items() if p.grad is not None}
+            found |= {
+                f"gradient {n}": clone(p.grad) for n, p in engine.trainable.items() if p.grad is not None
+            }
         engine.optimizer_step()
         found[f"norm {step}"] = torch.tensor(engine.grad_norm, dtype=torch.float64)
     found |= {
@@ -237,9 +237,7 @@ def _order(name: str) -> int:
 
 def by_kind(differences: Sequence[Difference]) -> dict[str, float]:
     """The largest difference of each kind."""
-    return {
-        kind: max((d.relative for d in differences if d.kind == kind), default=0.0) for kind in KINDS
-    }
+    return {kind: max((d.relative for d in differences if d.kind == kind), default=0.0) for kind in KINDS}
 
 
 def assert_parity(

@@ -26,6 +26,7 @@ WARNINGS = (
     r".*You defined a `validation_step` but have no `val_dataloader`",
     r".*does not have many workers which may be a bottleneck",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*It is recommended to use `self.log\(.*sync_dist=True\)`",
     r".*Total length of `.*` across ranks is zero",
 )
 
