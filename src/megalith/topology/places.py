@@ -1,0 +1,168 @@
+"""Where a process is, in a person's words: the operation it waits in and the module that asked for it.
+
+    stack of frames, outermost first ─▶ Place("all_reduce", "blocks.5.mlp.down")
+
+Reads frames of torch's own libraries by the names of their functions, and changes none of them. Where a name is not found
+the message is less exact, never wrong.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+COMMUNICATION = ("torch.distributed.", "megalith.topology.collectives")
+GATHER = "the all_gather of weights (FSDP2)"
+REDUCE = "the reduce_scatter of gradients (FSDP2)"
+MEANINGS = {
+    "foreach_all_gather": GATHER,
+    "foreach_all_gather_copy_out": GATHER,
+    "unshard": GATHER,
+    "wait_for_unshard": GATHER,
+    "foreach_reduce": REDUCE,
+    "post_backward": REDUCE,
+    "finalize_backward": REDUCE,
+}
+"""Functions of FSDP2 that communicate."""
+PIPELINE = {
+    "fwd_recv": "the receive of activations",
+    "bwd_recv": "the receive of gradients",
+    "fwd_send": "the send of activations",
+    "bwd_send": "the send of gradients",
+}
+"""What pipelining's schedules call their messages; where one line waits for two, a receive is what takes long."""
+WRAPPERS = ("wrapper", "inner", "_fn", "fsdp_hook_wrapper", "apply")
+
+
+@dataclass(frozen=True)
+class Place:
+    """`operation`: what communicates, "" when nothing does; `module`: who asked, a module's name or a function's."""
+
+    operation: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {self.module}" if self.operation else self.module
+
+
+def module_names(stages: Sequence[nn.Module]) -> dict[int, str]:
+    """`id` of each module → its name. A stage itself is called after its blocks."""
+    names: dict[int, str] = {}
+    for stage in stages:
+        blocks = list(getattr(stage, "blocks", {}))
+        whole = f"the stage of blocks {blocks[0]} to {blocks[-1]}" if blocks else "a stage without blocks"
+        for name, module in stage.named_modules():
+            names.setdefault(id(module), name or whole)
+    return names
+
+
+def of_error(error: BaseException, names: Mapping[int, str]) -> Place:
+    """Where an exception was raised. Pipelining wraps what comes out of a stage: its cause lies further in."""
+    stacks = [traceback.walk_tb(each.__traceback__) for each in causes(error)]
+    return place([frame for stack in stacks for frame, _ in stack], names)
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from, and so on inward."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None and cause not in found:
+        found.append(cause)
+    return found
+
+
+def of_process(names: Mapping[int, str], own: Sequence[int]) -> Place:
+    """Where the process is now: a thread that communicates (but `own`), else the main thread."""
+    stacks = dict(sys._current_frames())
+    main = stacks.pop(threading.main_thread().ident or 0)
+    others = [frame for thread, frame in stacks.items() if thread not in own]
+    found = [place([f for f, _ in traceback.walk_stack(frame)][::-1], names) for frame in (main, *others)]
+    return next((each for each in found if each.operation), found[0])
+
+
+def place(frames: Sequence[FrameType], names: Mapping[int, str]) -> Place:
+    """The innermost operation of a stack, and the innermost module around it."""
+    last = len(frames) - 1
+    while last >= 0 and not _module_of(frames[last]).startswith(COMMUNICATION):
+        last -= 1
+    if last < 0:
+        return Place("", _code(frames[-1], _who(frames, names)) if frames else "nowhere")
+    first = last
+    while first > 0 and _communicates(frames[first - 1]):
+        first -= 1
+    return Place(_operation(frames[first : last + 1], frames[first - 1]), _who(frames[: last + 1], names))
+
+
+def _communicates(frame: FrameType) -> bool:
+    return _module_of(frame).startswith((*COMMUNICATION, "torch._dynamo", "torch._ops", "contextlib"))
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _operation(run: Sequence[FrameType], caller: FrameType) -> str:
+    """What a run of frames inside libraries that communicate does."""
+    for frame in reversed(run):
+        name = frame.f_code.co_name
+        if name in MEANINGS:
+            return MEANINGS[name]
+        if name in ("_wait_batch_p2p", "_batch_p2p"):
+            return _pipeline(frame)
+    ours = [f.f_code.co_name for f in run if _module_of(f) == COMMUNICATION[1] and f.f_code.co_name[0] != "_"]
+    plain = [f.f_code.co_name for f in reversed(run) if f.f_code.co_name not in WRAPPERS]
+    named = [name for name in ours if name not in ("forward", "backward")] or plain
+    return named[-1 if ours else 0]
+
+
+def _pipeline(frame: FrameType) -> str:
+    """Which message: the schedule's line that waits says it."""
+    caller = frame.f_back
+    line = linecache.getline(caller.f_code.co_filename, caller.f_lineno) if caller else ""
+    found = re.findall(r"(?:fwd|bwd)_(?:recv|send)", line)
+    return PIPELINE[min(found, key=list(PIPELINE).index)] if found else "a send or receive"
+
+
+def _who(frames: Sequence[FrameType], names: Mapping[int, str]) -> str:
+    for frame in reversed(frames):
+        for module in _modules(frame.f_locals):
+            if id(module) in names:
+                return names[id(module)] + (" (backward)" if _is_backward(frames) else "")
+    for frame in reversed(frames):
+        name = frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name
+        if frame.f_code.co_name == "backward" and "ctx" in frame.f_locals:
+            return f"the backward pass ({name.removesuffix('.backward')})"
+        module = _module_of(frame)
+        if module.startswith("megalith.") and not module.startswith("megalith.topology."):
+            return name
+    return _code(frames[-1], "")
+
+
+def _modules(found: Mapping[str, Any]) -> list[Any]:
+    """The modules that a frame works for: itself, those of an FSDP2 group, a pipeline's stage."""
+    owner = found.get("self")
+    group = getattr(owner, "modules", None)
+    stages: tuple[Any, ...] = (getattr(owner, "_stage", None), found.get("stage"))
+    return [
+        *([owner] if isinstance(owner, nn.Module) else group if isinstance(group, tuple) else ()),
+        *(stage.submod for stage in stages if hasattr(stage, "submod")),
+    ]
+
+
+def _is_backward(frames: Sequence[FrameType]) -> bool:
+    return any(frame.f_code.co_name in ("pre_backward", "post_backward", "_pre_backward") for frame in frames)
+
+
+def _code(frame: FrameType, where: str) -> str:
+    """A function that does not communicate."""
+    line = f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+    return f"{line} in {where}" if where and where != frame.f_code.co_name else line

@@ -1,0 +1,209 @@
+"""Notices that a run cannot go on, says on stderr who waited for what, and ends this process, so that all of them end.
+
+    an error out of a collective ─┐
+    an error of our own ──────────┼─▶ say it ─ tell the others through the store ─ leave the group ─ wait until all have spoken
+    no beat for too long ─────────┘                     │
+    another process told us ◀───────────────────────────┘  a short grace to fail by ourselves, then say where we are and exit
+
+Two threads that sleep: one in a read of the store, one between looks at the clock. Changes nothing in torch. Where names of
+operations and modules come from, `places` knows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+from megalith.errors import EXIT_FAILURE, EXIT_LOST, EXIT_STOPPED, MegalithError
+from megalith.topology.places import causes, module_names, of_error, of_process
+from megalith.topology.sizes import AXES
+from megalith.topology.topology import Topology
+
+MARGIN = 3.0
+"""Seconds after the timeout in which a collective may still raise by itself."""
+GRACE = 2.0
+"""Seconds that this process has to fail by itself after another one failed."""
+HEARING = 3.0
+"""Seconds that the others have to say where they are before we go."""
+LEAVING = 8.0
+"""Seconds after which a process that failed ends, whatever still runs in it."""
+LOOK = 2.0
+"""Seconds between two looks at the clock, at most."""
+IDLE = 0.1
+"""Share of one core below which a process on the CPU is waiting, not computing."""
+GONE = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Socket")
+LATE = ("Timed out", "timed out", "timeout", "Timeout")
+
+
+class Watchdog:
+    """The one of this process. `connect` opens a new connection to the store; `timeout` is what a collective may take."""
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        connect: Callable[[], Store],
+        *,
+        timeout: timedelta,
+        device: torch.device,
+    ) -> None:
+        self.rank, self.world, self.timeout, self.device = rank, world, timeout, device
+        self._store, self._ear = connect(), connect()
+        self._who, self._names = f"rank {rank}", dict[int, str]()
+        self._last_beat: float | None = None
+        self._leaving = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=target, name=f"megalith-{target.__name__[1:]}", daemon=True)
+            for target in (self._listen, self._look_at_the_clock)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def watch(self, topology: Topology, stages: Sequence[nn.Module] = ()) -> None:
+        """Learn names; the groups of the mesh get our timeout. Starts the clock."""
+        there = [f"{axis} {topology.rank(axis)}" for axis in reversed(AXES) if topology.size(axis) > 1]
+        self._who = f"rank {self.rank} ({', '.join(there)})" if there else f"rank {self.rank}"
+        self._names = module_names(stages)
+        for axis in AXES:
+            if (group := topology.group(axis)) is not None:
+                group.set_timeout(self.timeout)
+        self.beat()
+
+    def beat(self) -> None:
+        """We are getting on: the clock starts anew."""
+        self._last_beat = time.monotonic()
+
+    # -- leaving -------------------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """In order, all together: nobody takes a quiet connection for a death."""
+        self._leaving.set()
+        dist.barrier()
+        self._store.set(f"failed-{self.rank}", "")  # wakes our own ear
+        for thread in self._threads:
+            thread.join(timeout=5)
+        dist.barrier()  # rank 0 keeps the store until all have left
+
+    def fail(self, error: BaseException) -> None:
+        """Say what happened, tell the others, leave the group, and wait until they have spoken.
+
+        Errors: `SystemExit` where all is said: an error out of a collective (`EXIT_LOST`), a `MegalithError` (its code), or
+        what another process said in the same words. Any other error is the caller's to raise.
+        """
+        if isinstance(error, SystemExit) and error.code in (None, 0, EXIT_STOPPED):
+            return self.leave()
+        with self._lock:  # from here on, this thread has the word
+            self._leaving.set()
+            known, lost = isinstance(error, MegalithError), self._lost(error)
+            code = EXIT_LOST if lost else getattr(error, "exit_code", EXIT_FAILURE)
+            _exit_after(LEAVING, code)
+            text = lost or (str(error) if known else f"{type(error).__name__}: {error}")
+            repeated = self._say(text, quiet=isinstance(error, SystemExit | KeyboardInterrupt))
+            with suppress(RuntimeError):
+                dist.destroy_process_group()  # the others learn of it now
+            self._hear()
+        if known or lost or repeated:
+            raise SystemExit(code) from error
+
+    def _lost(self, error: BaseException) -> str:
+        """What a collective that failed for want of another process waited for; "" for any other error."""
+        text, place = str(causes(error)[-1]), of_error(error, self._names)
+        if not place.operation or isinstance(error, MegalithError):
+            return ""
+        if any(word in text for word in LATE):
+            return f"{place} did not finish within {self._seconds}"
+        return (
+            f"{place} lost its connection: another rank is gone" if any(word in text for word in GONE) else ""
+        )
+
+    @property
+    def _seconds(self) -> str:
+        return f"{self.timeout.total_seconds():g} s"
+
+    # -- the two threads ---------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        key = f"failed-{self.rank}"
+        try:
+            self._ear.wait([key], timedelta(days=365))
+            why = f"when rank {self._ear.get(key).decode()} failed"
+        except RuntimeError:
+            why = "when the store was gone with the process that kept it (rank 0, or the launcher)"
+        if not self._leaving.wait(GRACE):
+            self._end(lambda place, moving: f"was in {place} {why}")
+
+    def _look_at_the_clock(self) -> None:
+        limit = self.timeout.total_seconds() + MARGIN
+        last = now = time.monotonic()
+        used = time.process_time()
+        while not self._leaving.wait(min(LOOK, limit / 4)):
+            before, now, used_before, used = now, time.monotonic(), used, time.process_time()
+            if self.device.type == "cpu" and used - used_before > IDLE * (now - before):
+                last = now  # a long step, but it computes
+            if self._last_beat is not None and now - max(last, self._last_beat) > limit:
+                self._end(self._stuck)
+
+    def _stuck(self, place: str, communicates: bool) -> str:
+        late = f"{place} did not finish within {self._seconds}"
+        return late if communicates else f"no progress for {self._seconds}; it is in {place}"
+
+    def _end(self, words: Callable[[str, bool], str]) -> None:
+        """Say where the main thread is, and end the process under it."""
+        if not self._lock.acquire(blocking=False):
+            return
+        place = of_process(self._names, [thread.ident or 0 for thread in self._threads])
+        self._say(words(str(place), bool(place.operation)))
+        self._hear()
+        sys.stdout.flush()
+        os._exit(EXIT_LOST)
+
+    # -- saying and hearing ------------------------------------------------------------------------------------------
+
+    def _say(self, text: str, *, quiet: bool = False) -> bool:
+        """On stderr, and to the others. → did the first to fail say just this? Then nothing is printed."""
+        first = f"{self.rank}|{text}"
+        with suppress(RuntimeError):  # the store is gone with rank 0
+            first = self._store.compare_set("first", "", first).decode()
+        number, _, said = first.partition("|")
+        repeated = said == text and int(number) != self.rank
+        if not repeated and not quiet:
+            print(f"{self._who}: {text}", file=sys.stderr, flush=True)
+        with suppress(RuntimeError):
+            self._store.set(f"said-{self.rank}", text)
+            for rank in range(self.world):
+                self._store.set(f"failed-{rank}", number)
+        return repeated
+
+    def _hear(self) -> None:
+        """Wait until all have spoken, since a launcher may end them when we end; then the first of us names who did not."""
+        silent = [rank for rank in range(self.world) if rank != self.rank]
+        end = time.monotonic() + HEARING
+        with suppress(RuntimeError):
+            while silent and time.monotonic() < end:
+                silent = [rank for rank in silent if not self._store.check([f"said-{rank}"])]
+                time.sleep(0.1 if silent else 0.0)
+        if silent and self.rank == min(set(range(self.world)) - set(silent)):
+            names = ", ".join(map(str, silent))
+            print(
+                f"{self._who}: rank{'s' if len(silent) > 1 else ''} {names} said nothing: gone, or hanging",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _exit_after(seconds: float, code: int) -> None:
+    """A process that must not outlive its run: whatever still blocks it, this does not."""
+    timer = threading.Timer(seconds, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
