@@ -55,9 +55,9 @@ def _run(tensor: DTensor, dim: int, known: dict[object, tuple[int, int]]) -> tup
     if key not in known:
         numbers = torch.arange(size).view(*[1] * dim, size)
         placed = distribute_tensor(numbers, tensor.device_mesh, placements, src_data_rank=None)
-        mine = placed.to_local().flatten().tolist()
-        first = mine[0] if mine else 0
-        if mine != list(range(first, first + len(mine))):
+        mine = placed.to_local().flatten().cpu()
+        first = int(mine[0]) if len(mine) else 0
+        if not torch.equal(mine, torch.arange(first, first + len(mine))):
             raise ValueError(f"{placements} of {size} is not one run")
         known[key] = first, first + len(mine)
     return known[key]

@@ -6,6 +6,7 @@ Knows the small files of a step folder. Never imports torch, so that `megalith c
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def _config(folder: Path) -> Any:
 
 
 def _tensors(manifest: Manifest) -> dict[str, Any]:
-    """kind → how many tensors, elements, bytes, and tensors of each dtype."""
+    """kind → how many tensors, elements, bytes, files, slices in them, and tensors of each dtype."""
     kinds: dict[str, Any] = {}
     for kind in sorted({name.partition(".")[0] for name in manifest.tensors}):
         members = [t for name, t in manifest.tensors.items() if name.partition(".")[0] == kind]
@@ -90,6 +91,8 @@ def _tensors(manifest: Manifest) -> dict[str, Any]:
             "count": len(members),
             "elements": sum(t.elements for t in members),
             "bytes": sum(t.nbytes for t in members),
+            "files": len(set().union(*(t.files for t in members))),
+            "slices": sum(len(t.slices) for t in members),
             "dtypes": dict(Counter(t.dtype for t in members).most_common()),
         }
     return kinds
@@ -106,20 +109,31 @@ def describe(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for kind, t in summary["tensors"].items():
         dtypes = ", ".join(f"{dtype} × {count}" for dtype, count in t["dtypes"].items())
-        lines.append(
-            (
-                kind,
-                f"{t['count']} tensors, {t['elements']:,} numbers, {readable_bytes(t['bytes'])} ({dtypes})",
-            )
-        )
+        held = f"{t['count']} tensors, {t['elements']:,} numbers, {readable_bytes(t['bytes'])} ({dtypes})"
+        cut = t["files"] > 1 or t["slices"] > t["count"]
+        lines.append((kind, held + (f" in {t['slices']} slices, {t['files']} files" if cut else "")))
     if summary["dropped"]:
         lines.append(("dropped", ", ".join(summary["dropped"])))
     config = [(key, _lookup(summary["config"], key)) for key in SHOWN_KEYS]
     lines += [(key, str(value)) for key, value in config if value is not None]
     lines += [("data plan", line) for line in _plan(summary["state"].get("data_plan"))]
     lines.append(("state", ", ".join(sorted(summary["state"]))))
-    lines += [("file", f"{name}  {readable_bytes(f['bytes'])}") for name, f in summary["files"].items()]
+    lines += [("file", line) for line in _files(summary["files"])]
     return lines
+
+
+_NUMBERED = re.compile(r"(.+-)\d{5}(-of-\d{5}\.safetensors)")
+
+
+def _files(files: Mapping[str, Any]) -> list[str]:
+    """A line each; one for all files that many processes wrote of a kind."""
+    groups: dict[str, list[int]] = {}
+    for name, record in files.items():
+        groups.setdefault(_NUMBERED.sub(r"\1*\2", name), []).append(record["bytes"])
+    return [
+        f"{name}  " + (f"{len(sizes)} files, " if "*" in name else "") + readable_bytes(sum(sizes))
+        for name, sizes in groups.items()
+    ]
 
 
 def _lookup(config: Any, key: str) -> Any:
