@@ -15,20 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from megalith import __version__
-from megalith.errors import ConfigError, MegalithError, Problem, RankLost
+from megalith.errors import ConfigError, MegalithError, Problem
 
 EXIT_BUG = 70
 """As BSD's sysexits.h has it: an internal software error."""
 
-RANKS = ("RANK", "SLURM_PROCID")
-"""Where launchers write the number of a process."""
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
+"""Where launchers write the number of a process on its host."""
 
 MARKS = {"✗": "bold red", "!": "bold yellow", "→": "green"}
 
 
 def show_error(error: MegalithError) -> None:
-    """A user's mistake: what, where, and what to do, on stderr. Of several processes, which all make it, one says it."""
-    if not isinstance(error, RankLost) and any(int(os.environ.get(name) or 0) for name in RANKS):
+    """A user's mistake: what, where, and what to do, on stderr. Of a host's processes, which all make it, one says it."""
+    if any(os.environ.get(name, "0") not in ("", "0") for name in LOCAL_RANKS):
         return
     console = _console()
     problems = error.problems if isinstance(error, ConfigError) else (error.problem,)

@@ -83,15 +83,24 @@ def gpt(
         print_configuration(PretrainGPTConfig, gathered, derived=derived)
         return
     composed = settle(PretrainGPTConfig, gathered)
-    _tell_notices(composed)
     if show_batch is not None:
+        _tell_notices(composed)
         from megalith.tasks.show_batch import show
 
         raise typer.Exit(show(composed, show_batch))
     _find_data(composed.config)
-    from megalith.tasks.pretrain import run
+    from megalith.tasks.processes import is_main, joined, to_spawn
+    from megalith.topology.launch import spawn
 
-    raise typer.Exit(run(composed))
+    if count := to_spawn(composed.config.trainer, composed.config.model.sizes):
+        raise typer.Exit(spawn(count))
+    with joined(composed.config.trainer) as member:
+        if is_main():
+            _tell_notices(composed)
+        from megalith.tasks.pretrain import run
+
+        code = run(composed, member=member)
+    raise typer.Exit(code)
 
 
 def _find_data(config: PretrainGPTConfig) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,22 +24,25 @@ from megalith.models.family import describe
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_parts import Parts, prepare
 from megalith.tasks.processes import agreed, is_main
+from megalith.topology.launch import Member
 from megalith.topology.topology import Topology
 from megalith.training.checkpointing import SaveTimes
 from megalith.training.experiment import hold, log_files, open_folder
 from megalith.training.loggers import check_loggers, log_configuration, make_loggers
 from megalith.training.progress import ProgressDisplay, duration, say, thousands
 from megalith.training.saving import Saver
-from megalith.training.stopping import StopRequest
+from megalith.training.stopping import Beat, StopRequest
 from megalith.training.trainer import Batches, LoopSettings, Outcome, Run, fit
 
 logger = logging.getLogger(__name__)
 
 
-def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None) -> int:
+def run(
+    composed: Composed[PretrainGPTConfig], *, console: Console | None = None, member: Member | None = None
+) -> int:
     """Train as configured, or go on with what was begun. → exit code: 0 done, 3 stopped by a signal after saving.
 
-    Of several processes (`processes.start` makes them), each calls this; the main one speaks and writes the run's files.
+    Of several processes each calls this as a `member` of the run; the main one speaks and writes the run's files.
     Errors: `MegalithError`s for everything that the user can mend.
     """
     console = console or Console(quiet=not is_main())
@@ -47,6 +51,8 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
     check_loggers(config.exp_manager)
     retention = Retention(policy(config))
     parts = prepare(composed, lambda text: _tell(console, text))
+    if member is not None:
+        member.watch(parts.machine.topology, parts.engine.stages)
     with ExitStack() as stack:
         if not config.trainer.fast_dev_run:
             _open(parts, stack, console)
@@ -54,7 +60,7 @@ def run(composed: Composed[PretrainGPTConfig], *, console: Console | None = None
             _tell(console, line)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megalith-")))
         saver = make_saver(parts, retention, scratch)
-        outcome = _train(parts, saver, console, stop)
+        outcome = _train(parts, saver, console, stop, [] if member is None else [Beat(member.beat)])
         return _finish(parts, outcome, console)
 
 
@@ -84,7 +90,9 @@ def _hold(parts: Parts, stack: ExitStack, console: Console) -> None:
         _tell(console, notice)
 
 
-def _train(parts: Parts, saver: Saver, console: Console, stop: StopRequest) -> Outcome:
+def _train(
+    parts: Parts, saver: Saver, console: Console, stop: StopRequest, callbacks: Sequence[Beat]
+) -> Outcome:
     config, engine, experiment = parts.config, parts.engine, parts.experiment
     writes = parts.machine.topology.is_main and not config.trainer.fast_dev_run
     if parts.start.kind == "weights" and parts.start.folder:
@@ -107,6 +115,7 @@ def _train(parts: Parts, saver: Saver, console: Console, stop: StopRequest) -> O
         test=Batches(test) if test else None,
         folder=experiment.folder,
         loggers=loggers,
+        callbacks=callbacks,
         sinks=[experiment.metrics.write] if writes else [],
         display=display,
         announce=(lambda text: _tell(console, text))

@@ -1,7 +1,7 @@
 """How many processes a configuration asks for, and how they agree.
 
-    one command ─ processes_wanted ─▶ launch.spawn: the same command in each ─▶ make_topology ─▶ …
-    torchrun, srun ────────────────────────────────────────────────────────▶ make_topology ─▶ …
+    one command ─ to_spawn ─▶ launch.spawn: the same command in each ─▶ joined ─ make_topology ─▶ …
+    torchrun, srun ────────────────────────────────────────────────▶ joined ─ make_topology ─▶ …
 
 What only one process may decide or write (which folder, which checkpoint), the main one does, and the others get its answer
 or its error. Knows the configuration's sections by name.
@@ -9,7 +9,8 @@ or its error. Knows the configuration's sections by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from megalith.errors import ConfigError, MegalithError, Problem, TopologyError
 from megalith.models.config import ModelConfig
 from megalith.tasks.pretrain_config import GPTModelConfig, PretrainGPTConfig
+from megalith.topology.launch import Member, environment, start
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology, started
 from megalith.training.config import TrainerConfig
@@ -45,6 +47,21 @@ def processes_wanted(trainer: TrainerConfig, sizes: Sizes) -> int:
         return trainer.num_devices
     on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
     return max(torch.cuda.device_count(), 1) if on_gpu else sizes.world
+
+
+def to_spawn(trainer: TrainerConfig, sizes: Sizes) -> int:
+    """How many processes this command starts, each to run it again; 0 when it is one of them or needs no other."""
+    wanted = processes_wanted(trainer, sizes) if environment() is None else 1
+    return wanted if wanted > 1 else 0
+
+
+@contextmanager
+def joined(trainer: TrainerConfig) -> Iterator[Member]:
+    """Within, this process is one of its run: device, process group, watchdog."""
+    launched = environment()
+    device = device_of(trainer, launched.local_rank if launched else 0)
+    with start(device, timeout=trainer.process_timeout, launched=launched) as member:
+        yield member
 
 
 def device_of(trainer: TrainerConfig, local_rank: int = 0) -> str:

@@ -91,3 +91,22 @@ class StopCallback(pl.Callback):
         if trainer.strategy.reduce_boolean_decision(self.request.asked, all=False):
             trainer.limit_val_batches = 0
             trainer.should_stop = True
+
+
+class Beat(pl.Callback):
+    """Tells a watchdog after every batch that this process gets on."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self.beat = beat
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """A step is done."""
+        self.beat()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """A batch is evaluated."""
+        self.beat()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """A batch is evaluated."""
+        self.beat()
