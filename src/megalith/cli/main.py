@@ -76,6 +76,10 @@ DIRECT = {("data", "preprocess"): "megalith.cli.preprocess:main"}
 """Commands that read their own arguments, because their start counts: typer's parser takes 0.1 s."""
 
 
+DISTRIBUTED = frozenset({"pretrain", "evaluate", "generate"})
+"""Commands that may run as one of several processes."""
+
+
 class LazyGroup(TyperGroup):
     """Lists commands from the table; imports the one that runs."""
 
@@ -135,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Always leaves by SystemExit, with the code of `errors`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     show = "--traceback" in arguments or os.environ.get("MEGALITH_TRACEBACK", "") not in ("", "0")
-    arguments = [a for a in arguments if a != "--traceback"]
+    arguments = without_local_rank([a for a in arguments if a != "--traceback"])
     try:
         if direct := DIRECT.get(tuple(arguments[:2])):
             module, _, attribute = direct.partition(":")
@@ -160,6 +164,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from megalith.cli.errors import report_bug
 
         sys.exit(report_bug(bug, show=show))
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """`torch.distributed.launch` adds --local-rank=N to every process's arguments; LOCAL_RANK says the same."""
+    found, names = list(arguments), ("--local-rank", "--local_rank")
+    if DISTRIBUTED.isdisjoint(found):
+        return found
+    for name in names:
+        while name in found:  # as two words
+            place = found.index(name)
+            del found[
+                place : place + (2 if found[place + 1 : place + 2] and found[place + 1].isdecimal() else 1)
+            ]
+    return [word for word in found if not word.startswith(tuple(f"{name}=" for name in names))]
 
 
 def _tell(error: MegalithError, *, show: bool) -> int:

@@ -8,6 +8,7 @@ Knows processes and devices. Knows no model: names for messages come through `Me
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from megalith.topology.watchdog import Watchdog
 __all__ = ["Launched", "Member", "environment", "spawn", "start"]
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+JOINING = timedelta(minutes=1)
+"""What processes have at least to find each other: importing torch may take one host longer than another."""
 NCCL_MARGIN = timedelta(seconds=8)
 """NCCL aborts a process without a word that a person would understand, so our watchdog, which has more to say, goes first."""
 
@@ -67,8 +70,7 @@ def start(
     One process: no group at all. `device`: "auto", "cpu", "cuda" (this host's GPU number `local_rank`) or "cuda:N";
     `backend`: default gloo for the CPU, and nccl besides for GPUs; `timeout`: seconds that anything between processes may
     take; `launched`: default what the environment says.
-    Errors: `TopologyError` when processes do not find each other. With several processes, what a person can mend and what a
-    lost process causes is said on stderr here, once, and becomes `SystemExit`; other errors pass, after the others were told.
+    Errors: `TopologyError` when processes do not find each other; with several processes, what `Watchdog.fail` raises.
     """
     launched = launched or environment()
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
@@ -78,15 +80,16 @@ def start(
     if launched is None or launched.world == 1:
         yield Member(here, launched=launched)
         return
-    store = _store(launched, limit)
-    dist.init_process_group(
-        backend or ("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"),
-        store=_prefixed(store),
-        rank=launched.rank,
-        world_size=launched.world,
-        timeout=limit + NCCL_MARGIN if here.type == "cuda" else limit,
+    faulthandler.enable()  # gloo ends a process from C++ when sizes do not match; at least its stack is shown
+    store = _join(launched, backend or ("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"), limit)
+    watchdog = Watchdog(
+        launched.rank,
+        launched.world,
+        lambda: _client(launched),
+        timeout=limit,
+        of_groups=limit + NCCL_MARGIN if here.type == "cuda" else limit,
+        computes_here=here.type == "cpu",
     )
-    watchdog = Watchdog(launched.rank, launched.world, lambda: _client(launched), timeout=limit, device=here)
     try:
         yield Member(here, launched.rank, launched.world, launched, watchdog)
         watchdog.leave()
@@ -96,6 +99,7 @@ def start(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        del store  # rank 0's serves the others: not before the end
 
 
 def own_device(name: str | torch.device, launched: Launched | None) -> torch.device:
@@ -108,54 +112,53 @@ def own_device(name: str | torch.device, launched: Launched | None) -> torch.dev
     if local >= seen > 1:
         what = f"process {local + 1} of this host, but it has {seen} GPUs"
         raise TopologyError(what, where="device", fix=f"at most {seen} processes a host")
-    return torch.device(
-        "cuda", local if local < seen else 0
-    )  # one visible GPU: the launcher gave each its own
+    return torch.device("cuda", local if seen > 1 else 0)  # a launcher may show each process its own GPU only
 
 
-# -- the store: a small table that all processes share ------------------------------------------------------------------
+# -- meeting, around a store: a small table that all processes share ----------------------------------------------------
 
 
-def _agent_keeps_it() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "").lower() == "true"
+def _join(launched: Launched, backend: str, limit: timedelta) -> Store:
+    """The default process group. → its store. Errors: `TopologyError` when not all come, or when rank 0 cannot listen.
 
-
-def _store(launched: Launched, timeout: timedelta) -> TCPStore:
-    """Joined by all. Errors: `TopologyError` when rank 0 cannot listen, or when not all come within `timeout`."""
-    first = launched.rank == 0 and not _agent_keeps_it()
+    A group is made with time enough for a loaded machine to make it; what it may take at work is set afterwards.
+    """
+    timeout = max(limit, JOINING)
     place = f"{launched.host}:{launched.port}"
     try:
-        return TCPStore(
-            launched.host,
-            launched.port,
-            None if _agent_keeps_it() else launched.world,
-            first,
-            timeout=timeout,
-            multi_tenant=True,
+        store = _store(launched, timeout)
+        dist.init_process_group(
+            backend, store=store, rank=launched.rank, world_size=launched.world, timeout=timeout
         )
-    except (dist.DistError, RuntimeError, socket.gaierror) as error:
+    except (RuntimeError, socket.gaierror) as error:
         said = str(error).splitlines()[0][:200]
-        if first and "address already in use" in str(error).lower():
-            raise TopologyError(
-                "another program listens there", where=place, fix="another MASTER_PORT"
-            ) from error
+        if "address already in use" in str(error).lower():
+            fix = "another MASTER_PORT"
+            raise TopologyError("another program listens there", where=place, fix=fix) from error
         raise TopologyError(
             f"rank {launched.rank}: not all of {launched.world} processes met within {timeout.total_seconds():g} s: {said}",
             where=place,
             fix="look for a process that ended, for a wrong MASTER_ADDR or SLURM_JOB_NODELIST, and for a firewall",
         ) from error
+    return store
+
+
+def _store(launched: Launched, timeout: timedelta) -> Store:
+    """Rank 0 serves it, unless torchrun does."""
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "").lower() == "true"
+    world = None if served else launched.world
+    first = launched.rank == 0 and not served
+    return _prefixed(TCPStore(launched.host, launched.port, world, first, timeout=timeout, multi_tenant=True))
+
+
+def _client(launched: Launched) -> Store:
+    """Another connection to the store, for a thread that must not wait for the first; answers within 5 s or raises."""
+    store = TCPStore(launched.host, launched.port, None, False, timeout=JOINING, wait_for_workers=False)
+    store.set_timeout(timedelta(seconds=5))
+    return _prefixed(store)
 
 
 def _prefixed(store: Store) -> Store:
     """torchrun keeps its store over restarts: each attempt has its own part of it."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"attempt-{attempt}", store)
-
-
-def _client(launched: Launched) -> Store:
-    """Another connection to the store, for a thread that must not wait for the first."""
-    return _prefixed(
-        TCPStore(
-            launched.host, launched.port, None, False, timeout=timedelta(seconds=20), wait_for_workers=False
-        )
-    )

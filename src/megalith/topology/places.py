@@ -129,22 +129,36 @@ def _pipeline(frame: FrameType) -> str:
     caller = frame.f_back
     line = linecache.getline(caller.f_code.co_filename, caller.f_lineno) if caller else ""
     found = re.findall(r"(?:fwd|bwd)_(?:recv|send)", line)
-    return PIPELINE[min(found, key=list(PIPELINE).index)] if found else "a send or receive"
+    if found:
+        return PIPELINE[min(found, key=list(PIPELINE).index)]
+    return "a send to another stage" if "send" in line else "a send or receive between stages"
 
 
 def _who(frames: Sequence[FrameType], names: Mapping[int, str]) -> str:
-    for frame in reversed(frames):
-        for module in _modules(frame.f_locals):
-            if id(module) in names:
-                return names[id(module)] + (" (backward)" if _is_backward(frames) else "")
-    for frame in reversed(frames):
-        name = frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name
-        if frame.f_code.co_name == "backward" and "ctx" in frame.f_locals:
-            return f"the backward pass ({name.removesuffix('.backward')})"
-        module = _module_of(frame)
-        if module.startswith("megalith.") and not module.startswith("megalith.topology."):
-            return name
-    return _code(frames[-1], "")
+    """The innermost module; else the autograd function; else our own function."""
+    modules = (names.get(id(module)) for frame in reversed(frames) for module in _modules(frame.f_locals))
+    module = next(filter(None, modules), "")
+    function = next((_name(frame) for frame in reversed(frames) if _is_backward(frame)), "")
+    if function:
+        return f"the backward pass of {module}" if module else f"the backward pass ({function})"
+    own = (_name(frame) for frame in reversed(frames) if _is_ours(frame))
+    return module or next(own, "") or _code(frames[-1], "")
+
+
+def _is_backward(frame: FrameType) -> bool:
+    """Of an autograd function, or a hook of FSDP2 around a backward."""
+    name = frame.f_code.co_name
+    return (name == "backward" and "ctx" in frame.f_locals) or name in ("pre_backward", "post_backward")
+
+
+def _is_ours(frame: FrameType) -> bool:
+    module = _module_of(frame)
+    return module.startswith("megalith.") and not module.startswith("megalith.topology.")
+
+
+def _name(frame: FrameType) -> str:
+    """ "Engine.optimizer_step"; of an autograd function its own name."""
+    return str(frame.f_code.co_qualname).removesuffix(".backward")
 
 
 def _modules(found: Mapping[str, Any]) -> list[Any]:
@@ -156,10 +170,6 @@ def _modules(found: Mapping[str, Any]) -> list[Any]:
         *([owner] if isinstance(owner, nn.Module) else group if isinstance(group, tuple) else ()),
         *(stage.submod for stage in stages if hasattr(stage, "submod")),
     ]
-
-
-def _is_backward(frames: Sequence[FrameType]) -> bool:
-    return any(frame.f_code.co_name in ("pre_backward", "post_backward", "_pre_backward") for frame in frames)
 
 
 def _code(frame: FrameType, where: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -53,10 +54,12 @@ def spawn(count: int, command: Sequence[str] | None = None, *, grace: float = GR
 
 
 def free_port() -> int:
-    """A port of this host that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port of this host that nobody listens on, below those that the system gives to outgoing connections."""
+    while True:
+        port = random.randrange(12000, 32000)
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def variables(rank: int, count: int, port: int, known: Mapping[str, str]) -> dict[str, str]:

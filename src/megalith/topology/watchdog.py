@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -35,6 +34,8 @@ GRACE = 2.0
 """Seconds that this process has to fail by itself after another one failed."""
 HEARING = 3.0
 """Seconds that the others have to say where they are before we go."""
+AGREEING = 1.0
+"""Seconds in which rank 0 may make the same mistake as we do."""
 LEAVING = 8.0
 """Seconds after which a process that failed ends, whatever still runs in it."""
 LOOK = 2.0
@@ -46,7 +47,10 @@ LATE = ("Timed out", "timed out", "timeout", "Timeout")
 
 
 class Watchdog:
-    """The one of this process. `connect` opens a new connection to the store; `timeout` is what a collective may take."""
+    """The one of this process. `connect` opens a new connection to the store; `timeout` is what a collective may take.
+
+    `of_groups`: the timeout that process groups are given; `computes_here`: a process that waits uses no CPU time.
+    """
 
     def __init__(
         self,
@@ -55,9 +59,12 @@ class Watchdog:
         connect: Callable[[], Store],
         *,
         timeout: timedelta,
-        device: torch.device,
+        of_groups: timedelta,
+        computes_here: bool,
     ) -> None:
-        self.rank, self.world, self.timeout, self.device = rank, world, timeout, device
+        self.rank, self.world, self.timeout = rank, world, timeout
+        self._of_groups, self._computes_here = of_groups, computes_here
+        _set_timeout(dist.group.WORLD, of_groups)
         self._store, self._ear = connect(), connect()
         self._who, self._names = f"rank {rank}", dict[int, str]()
         self._last_beat: float | None = None
@@ -76,8 +83,7 @@ class Watchdog:
         self._who = f"rank {self.rank} ({', '.join(there)})" if there else f"rank {self.rank}"
         self._names = module_names(stages)
         for axis in AXES:
-            if (group := topology.group(axis)) is not None:
-                group.set_timeout(self.timeout)
+            _set_timeout(topology.group(axis), self._of_groups)
         self.beat()
 
     def beat(self) -> None:
@@ -98,22 +104,24 @@ class Watchdog:
     def fail(self, error: BaseException) -> None:
         """Say what happened, tell the others, leave the group, and wait until they have spoken.
 
-        Errors: `SystemExit` where all is said: an error out of a collective (`EXIT_LOST`), a `MegalithError` (its code), or
-        what another process said in the same words. Any other error is the caller's to raise.
+        Errors: `SystemExit` where all is said: an error out of a collective (`EXIT_LOST`), a `MegalithError` of another rank
+        than 0 (its code), and what rank 0 says, too. Any other error is the caller's to raise.
         """
         if isinstance(error, SystemExit) and error.code in (None, 0, EXIT_STOPPED):
             return self.leave()
         with self._lock:  # from here on, this thread has the word
             self._leaving.set()
-            known, lost = isinstance(error, MegalithError), self._lost(error)
+            lost, known = self._lost(error), isinstance(error, MegalithError)
             code = EXIT_LOST if lost else getattr(error, "exit_code", EXIT_FAILURE)
             _exit_after(LEAVING, code)
             text = lost or (str(error) if known else f"{type(error).__name__}: {error}")
-            repeated = self._say(text, quiet=isinstance(error, SystemExit | KeyboardInterrupt))
+            repeated = not lost and self._rank_0_says(text)
+            quiet = repeated or (known and not self.rank) or isinstance(error, SystemExit | KeyboardInterrupt)
+            self._say(text, quiet=quiet)
             with suppress(RuntimeError):
                 dist.destroy_process_group()  # the others learn of it now
             self._hear()
-        if known or lost or repeated:
+        if lost or repeated or (known and self.rank):
             raise SystemExit(code) from error
 
     def _lost(self, error: BaseException) -> str:
@@ -149,7 +157,7 @@ class Watchdog:
         used = time.process_time()
         while not self._leaving.wait(min(LOOK, limit / 4)):
             before, now, used_before, used = now, time.monotonic(), used, time.process_time()
-            if self.device.type == "cpu" and used - used_before > IDLE * (now - before):
+            if self._computes_here and used - used_before > IDLE * (now - before):
                 last = now  # a long step, but it computes
             if self._last_beat is not None and now - max(last, self._last_beat) > limit:
                 self._end(self._stuck)
@@ -170,36 +178,55 @@ class Watchdog:
 
     # -- saying and hearing ------------------------------------------------------------------------------------------
 
-    def _say(self, text: str, *, quiet: bool = False) -> bool:
-        """On stderr, and to the others. → did the first to fail say just this? Then nothing is printed."""
-        first = f"{self.rank}|{text}"
-        with suppress(RuntimeError):  # the store is gone with rank 0
-            first = self._store.compare_set("first", "", first).decode()
-        number, _, said = first.partition("|")
-        repeated = said == text and int(number) != self.rank
-        if not repeated and not quiet:
+    def _say(self, text: str, *, quiet: bool = False) -> None:
+        """On stderr, and to the others."""
+        if not quiet:
             print(f"{self._who}: {text}", file=sys.stderr, flush=True)
-        with suppress(RuntimeError):
-            self._store.set(f"said-{self.rank}", text)
+        with suppress(RuntimeError):  # the store is gone with rank 0
+            self._store.set(f"said-{self.rank}", "")
             for rank in range(self.world):
-                self._store.set(f"failed-{rank}", number)
-        return repeated
+                self._store.set(f"failed-{rank}", str(self.rank))
+
+    def _rank_0_says(self, text: str) -> bool:
+        """A mistake that all processes make is rank 0's to tell: is it this one?"""
+        if self.rank:
+            return not self._await("error", [0], AGREEING) and self._read("error-0") == text
+        with suppress(RuntimeError):
+            self._store.set("error-0", text)
+        return False
+
+    def _read(self, key: str) -> str:
+        try:
+            return self._store.get(key).decode()
+        except RuntimeError:
+            return ""
 
     def _hear(self) -> None:
         """Wait until all have spoken, since a launcher may end them when we end; then the first of us names who did not."""
-        silent = [rank for rank in range(self.world) if rank != self.rank]
-        end = time.monotonic() + HEARING
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        silent = self._await("said", others)
         with suppress(RuntimeError):
-            while silent and time.monotonic() < end:
-                silent = [rank for rank in silent if not self._store.check([f"said-{rank}"])]
-                time.sleep(0.1 if silent else 0.0)
-        if silent and self.rank == min(set(range(self.world)) - set(silent)):
-            names = ", ".join(map(str, silent))
-            print(
-                f"{self._who}: rank{'s' if len(silent) > 1 else ''} {names} said nothing: gone, or hanging",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._store.set(f"heard-{self.rank}", "")
+        if self.rank == 0:  # our process keeps the store, so it goes last
+            self._await("heard", [rank for rank in others if rank not in silent])
+        if silent and self.rank == min({*range(self.world)} - {*silent}):
+            names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
+            print(f"{self._who}: {names} said nothing: gone, or hanging", file=sys.stderr, flush=True)
+
+    def _await(self, what: str, ranks: Sequence[int], seconds: float = HEARING) -> list[int]:
+        """→ the ranks whose key does not come in time; all of them when the store is gone."""
+        left, end = list(ranks), time.monotonic() + seconds
+        with suppress(RuntimeError):
+            while left and time.monotonic() < end:
+                left = [rank for rank in left if not self._store.check([f"{what}-{rank}"])]
+                time.sleep(0.1 if left else 0.0)
+        return left
+
+
+def _set_timeout(group: dist.ProcessGroup | None, timeout: timedelta) -> None:
+    """For collectives. A receive goes by what its group was made with: there our clock comes first."""
+    if group is not None:
+        group.set_timeout(timeout)
 
 
 def _exit_after(seconds: float, code: int) -> None:
