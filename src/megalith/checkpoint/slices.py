@@ -75,8 +75,8 @@ def problem(shape: tuple[int, ...], parts: Iterable[Slice]) -> str:
             return f"[{to_text(part)}] is no slice of {list(shape)}"
     reaching: list[Slice] = []
     for part in parts:
-        reaching = [other for other in reaching if other[0][1] > part[0][0]]
-        if any(overlap(part, other) for other in reaching):
+        reaching = [other for other in reaching if not part or other[0][1] > part[0][0]]
+        if any(overlap(part, other) is not None for other in reaching):
             return f"[{to_text(part)}] is there twice"
         reaching.append(part)
     held, needed = sum(map(elements, parts)), math.prod(shape)

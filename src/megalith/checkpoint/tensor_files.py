@@ -62,7 +62,8 @@ def write_tensors(
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor in host memory, without a copy."""
-    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.as_strided((tensor.numel(),), (1,))  # a single element may have any stride
+    view: memoryview = flat.view(torch.uint8).numpy().data
     return view
 
 
