@@ -1,7 +1,7 @@
 """Kills one of two processes that save together and looks at what is left. Run by test_sharded_faults.py:
 
-    python sharded_crashes.py kill RANK EVERY sync|async FOLDER    killed right before every EVERY-th of its changes of the disk
-    python sharded_crashes.py end FOLDER                           processes that end while a save is under way
+    python sharded_crashes.py kill RANK EVERY FOLDER    killed right before every EVERY-th of its changes of the disk
+    python sharded_crashes.py end FOLDER                processes that end while a save is under way
 
 Children are forked after torch is imported and before it has started a thread. The survivor must learn of the death and say
 so, and the folder must hold a whole checkpoint. Prints one JSON object; any loss is an assertion that ends the script.
@@ -116,7 +116,7 @@ def judge(root: Path) -> int:
 def kill(guilty: int, every: int, asynchronous: bool, folder: Path) -> dict[str, object]:
     found: dict[int, int] = {}
     for die in range(1, 10_000, every):
-        root = folder / f"crash{die}"
+        root = folder / f"crash{die}-{asynchronous}"
         root.mkdir()
         deaths = [die if rank == guilty else 0 for rank in (0, 1)]
         pids = [fork(rank, partial(rank_main, rank, root, asynchronous, deaths[rank])) for rank in (0, 1)]
@@ -168,4 +168,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "end":
         print(json.dumps(end(where)))
     else:
-        print(json.dumps(kill(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "async", where)))
+        ways = {"sync": False, "async": True}
+        print(json.dumps({way: kill(int(sys.argv[2]), int(sys.argv[3]), ways[way], where) for way in ways}))
