@@ -10,11 +10,11 @@ from megalith.testing.parity import Case
 from megalith.topology.sizes import Sizes
 
 
-def model(**changes: Any) -> ModelConfig:
+def model(layers: int = 4, **changes: Any) -> ModelConfig:
     """130 tokens padded to 256: with four tensor ranks the last one holds padding alone."""
     shape = {
         "vocab_size": 130,
-        "num_layers": 8,
+        "num_layers": layers,
         "hidden_size": 24,
         "num_attention_heads": 4,
         "max_position_embeddings": 8,
@@ -34,7 +34,7 @@ LLAMA = {
 }
 
 CASES = {
-    "gpt2": Case(model()),
+    "gpt2": Case(model(8)),
     "llama": Case(model(**LLAMA, num_attention_heads=4), micro_batch=1),
     "relative": Case(
         model(position_embedding_type="relative", activation="geglu", transformer_block_type="post_ln"),
@@ -44,11 +44,11 @@ CASES = {
     "recompute": Case(model(), recompute=Recompute("full", "block", 1)),
     "recompute in groups": Case(model(), recompute=Recompute("full", "uniform", 2)),
     "selective": Case(model(attention_core="eager"), recompute=Recompute("selective")),
-    "compiled": Case(model(), compile=True),
-    "frozen": Case(model(), frozen=(r"^(?!.*(norm_mlp|blocks\.7)).*",)),
+    "compiled": Case(model(8), compile=True),
+    "frozen": Case(model(), frozen=(r"^(?!.*(norm_mlp|blocks\.3)).*",)),
     "micro-batch means": Case(model(), loss_average="micro_batches"),
-    "odd rows": Case(model(hidden_size=18, num_attention_heads=2, ffn_hidden_size=70, num_layers=2)),
-    "uneven stages": Case(model(num_layers=5)),
+    "odd rows": Case(model(hidden_size=18, num_attention_heads=2, ffn_hidden_size=70)),
+    "uneven stages": Case(model(5)),
     "fp32": Case(model(), precision="32"),
     "bf16": Case(model(hidden_dropout=0.0), precision="bf16-mixed"),
 }

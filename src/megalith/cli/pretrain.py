@@ -89,11 +89,11 @@ def gpt(
 
         raise typer.Exit(show(composed, show_batch))
     _find_data(composed.config)
+    from megalith.cli.again import again
     from megalith.tasks.processes import is_main, joined, to_spawn
-    from megalith.topology.launch import spawn
 
     if count := to_spawn(composed.config.trainer, composed.config.model.sizes):
-        raise typer.Exit(spawn(count))
+        raise typer.Exit(again(count))
     with joined(composed.config.trainer) as member:
         if is_main():
             _tell_notices(composed)
