@@ -30,7 +30,7 @@ from megalith.topology.watchdog import Watchdog
 __all__ = ["Launched", "Member", "environment", "spawn", "start"]
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-JOINING = timedelta(minutes=1)
+JOINING = timedelta(minutes=2)
 """What processes have at least to find each other: importing torch may take one host longer than another."""
 NCCL_MARGIN = timedelta(seconds=8)
 """NCCL aborts a process without a word that a person would understand, so our watchdog, which has more to say, goes first."""

@@ -92,14 +92,18 @@ def of_process(names: Mapping[int, str], own: Sequence[int]) -> Place:
 def place(frames: Sequence[FrameType], names: Mapping[int, str]) -> Place:
     """The innermost operation of a stack, and the innermost module around it."""
     last = len(frames) - 1
-    while last >= 0 and not _module_of(frames[last]).startswith(COMMUNICATION):
+    while last >= 0 and not (_module_of(frames[last]).startswith(COMMUNICATION) or _compiled(frames[last])):
         last -= 1
     if last < 0:
-        return Place("", _code(frames[-1], _who(frames, names)) if frames else "nowhere")
+        who = _who(frames, names)
+        return Place("", _code(frames[-1]) + (f" in {who}" if who else "") if frames else "nowhere")
+    who = _who(frames[: last + 1], names) or _code(frames[last])
+    if compiled := _compiled(frames[last]):
+        return Place(compiled, who)
     first = last
     while first > 0 and _communicates(frames[first - 1]):
         first -= 1
-    return Place(_operation(frames[first : last + 1], frames[first - 1]), _who(frames[: last + 1], names))
+    return Place(_operation(frames[first : last + 1]), who)
 
 
 def _communicates(frame: FrameType) -> bool:
@@ -110,7 +114,18 @@ def _module_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
-def _operation(run: Sequence[FrameType], caller: FrameType) -> str:
+def _compiled(frame: FrameType) -> str:
+    """The collective that a compiled graph waits for: the last that its generated code began; "" for other code."""
+    if frame.f_code.co_name != "call" or "inductor" not in frame.f_code.co_filename:
+        return ""
+    lines = linecache.getlines(frame.f_code.co_filename)[: frame.f_lineno]
+    if not lines or "_c10d_functional" not in lines[-1]:
+        return ""
+    begun = [name for line in lines for name in re.findall(r"_c10d_functional\.(\w+?)_?\.default", line)]
+    return next((name for name in reversed(begun) if name != "wait_tensor"), "a collective")
+
+
+def _operation(run: Sequence[FrameType]) -> str:
     """What a run of frames inside libraries that communicate does."""
     for frame in reversed(run):
         name = frame.f_code.co_name
@@ -142,7 +157,7 @@ def _who(frames: Sequence[FrameType], names: Mapping[int, str]) -> str:
     if function:
         return f"the backward pass of {module}" if module else f"the backward pass ({function})"
     own = (_name(frame) for frame in reversed(frames) if _is_ours(frame))
-    return module or next(own, "") or _code(frames[-1], "")
+    return module or next(own, "")
 
 
 def _is_backward(frame: FrameType) -> bool:
@@ -158,21 +173,25 @@ def _is_ours(frame: FrameType) -> bool:
 
 def _name(frame: FrameType) -> str:
     """ "Engine.optimizer_step"; of an autograd function its own name."""
-    return str(frame.f_code.co_qualname).removesuffix(".backward")
+    name = str(frame.f_code.co_qualname)
+    return name.split(".")[-2] if name.endswith(".backward") else name
 
 
 def _modules(found: Mapping[str, Any]) -> list[Any]:
     """The modules that a frame works for: itself, those of an FSDP2 group, a pipeline's stage."""
     owner = found.get("self")
-    group = getattr(owner, "modules", None)
-    stages: tuple[Any, ...] = (getattr(owner, "_stage", None), found.get("stage"))
-    return [
-        *([owner] if isinstance(owner, nn.Module) else group if isinstance(group, tuple) else ()),
-        *(stage.submod for stage in stages if hasattr(stage, "submod")),
-    ]
+    if isinstance(owner, nn.Module):
+        return [owner]
+    values = (owner, found.get("stage"))
+    theirs = [each for each in values if type(each).__module__.startswith("torch.distributed.")]
+    modules: list[Any] = []
+    for each in theirs:  # of strangers nothing is asked: some answer to every name
+        group = getattr(each, "modules", None)
+        stage = getattr(each, "_stage", each)
+        modules += group if isinstance(group, tuple) else [getattr(stage, "submod", None)]
+    return modules
 
 
-def _code(frame: FrameType, where: str) -> str:
-    """A function that does not communicate."""
-    line = f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
-    return f"{line} in {where}" if where and where != frame.f_code.co_name else line
+def _code(frame: FrameType) -> str:
+    """ "wait (threading.py:327)" """
+    return f"{frame.f_code.co_name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"

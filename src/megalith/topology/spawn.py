@@ -38,15 +38,15 @@ def spawn(count: int, command: Sequence[str] | None = None, *, grace: float = GR
 
     A process that a signal ended counts as 128 + its number. Call it from the main thread.
     """
-    port = free_port()
-    running = {rank: _begin(rank, count, port, command or command_line()) for rank in range(count)}
+    port, readers = free_port(), []
     ended: queue.Queue[int] = queue.Queue()
-    readers = []
-    for rank, process in running.items():
-        _thread(_await, rank, process, ended)
-        if process.stderr is not None:
-            readers.append(_thread(_prefix, process.stderr, f"[rank {rank}] ".encode()))
-    with _Forwarding(running):
+    with _Forwarding() as forwarding:
+        running = {rank: _begin(rank, count, port, command or command_line()) for rank in range(count)}
+        for rank, process in running.items():
+            _thread(_await, rank, process, ended)
+            if process.stderr is not None:
+                readers.append(_thread(_prefix, process.stderr, f"[rank {rank}] ".encode()))
+        forwarding.to(list(running.values()))
         code = _collect(running, ended, grace)
     for reader in readers:  # what was said last; not for longer than a grandchild keeps the pipe
         reader.join(timeout=2)
@@ -152,19 +152,30 @@ def send(number: int, processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 class _Forwarding:
-    """While it lasts, each signal that we get goes to every child once."""
+    """While it lasts, each signal that we get goes to every child once; those that come too early wait for the children."""
 
-    def __init__(self, running: Mapping[int, subprocess.Popen[bytes]]) -> None:
-        self.running = running
-        self.before: dict[signal.Signals, Any] = {}
+    def __init__(self) -> None:
+        self._children: Sequence[subprocess.Popen[bytes]] | None = None
+        self._early: list[int] = []
+        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Forwarding:
         for number in FORWARDED:
-            self.before[number] = signal.signal(number, self._forward)
+            self._before[number] = signal.signal(number, self._forward)
+        return self
+
+    def to(self, children: Sequence[subprocess.Popen[bytes]]) -> None:
+        """All that there will be."""
+        self._children = children
+        for number in self._early:
+            send(number, children)
 
     def _forward(self, number: int, frame: Any) -> None:
-        send(number, list(self.running.values()))
+        if self._children is None:
+            self._early.append(number)
+        else:
+            send(number, self._children)
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -24,11 +24,11 @@ from torch import nn
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from megalith.errors import EXIT_FAILURE, EXIT_LOST, EXIT_STOPPED, MegalithError
-from megalith.topology.places import causes, module_names, of_error, of_process
+from megalith.topology.places import Place, causes, module_names, of_error, of_process
 from megalith.topology.sizes import AXES
 from megalith.topology.topology import Topology
 
-MARGIN = 3.0
+MARGIN = 2.0
 """Seconds after the timeout in which a collective may still raise by itself."""
 GRACE = 2.0
 """Seconds that this process has to fail by itself after another one failed."""
@@ -40,6 +40,8 @@ LEAVING = 8.0
 """Seconds after which a process that failed ends, whatever still runs in it."""
 LOOK = 2.0
 """Seconds between two looks at the clock, at most."""
+PATIENCE = 600.0
+"""Seconds without any progress after which a process ends that seems to wait for no other."""
 IDLE = 0.1
 """Share of one core below which a process on the CPU is waiting, not computing."""
 GONE = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Socket")
@@ -67,7 +69,7 @@ class Watchdog:
         _set_timeout(dist.group.WORLD, of_groups)
         self._store, self._ear = connect(), connect()
         self._who, self._names = f"rank {rank}", dict[int, str]()
-        self._last_beat: float | None = None
+        self._last_beat, self._beats = 0.0, 0
         self._leaving = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
@@ -88,7 +90,7 @@ class Watchdog:
 
     def beat(self) -> None:
         """We are getting on: the clock starts anew."""
-        self._last_beat = time.monotonic()
+        self._last_beat, self._beats = time.monotonic(), self._beats + 1
 
     # -- leaving -------------------------------------------------------------------------------------------------------
 
@@ -149,29 +151,38 @@ class Watchdog:
         except RuntimeError:
             why = "when the store was gone with the process that kept it (rank 0, or the launcher)"
         if not self._leaving.wait(GRACE):
-            self._end(lambda place, moving: f"was in {place} {why}")
+            self._end(f"was in {self._place()} {why}")
 
     def _look_at_the_clock(self) -> None:
         limit = self.timeout.total_seconds() + MARGIN
-        last = now = time.monotonic()
+        moved = now = time.monotonic()
         used = time.process_time()
         while not self._leaving.wait(min(LOOK, limit / 4)):
             before, now, used_before, used = now, time.monotonic(), used, time.process_time()
             if self._computes_here and used - used_before > IDLE * (now - before):
-                last = now  # a long step, but it computes
-            if self._last_beat is not None and now - max(last, self._last_beat) > limit:
-                self._end(self._stuck)
+                moved = now  # a long step, but it computes
+            quiet = now - max(moved, self._last_beat)
+            if self._beats and quiet > limit:
+                self._look_around(quiet)
 
-    def _stuck(self, place: str, communicates: bool) -> str:
-        late = f"{place} did not finish within {self._seconds}"
-        return late if communicates else f"no progress for {self._seconds}; it is in {place}"
+    def _look_around(self, quiet: float) -> None:
+        """Ends a process that waits for another one. What else may take long (a compiler, a disk) gets more time; a GPU's
+        collectives cannot be told from other work, so there any wait after the first step counts."""
+        place = self._place()
+        seen_from_here = self._computes_here or self._beats == 1
+        if place.operation:
+            self._end(f"{place} did not finish within {self._seconds}")
+        elif not seen_from_here or quiet > PATIENCE:
+            self._end(f"no progress for {quiet:.0f} s; it is in {place}")
 
-    def _end(self, words: Callable[[str, bool], str]) -> None:
-        """Say where the main thread is, and end the process under it."""
+    def _place(self) -> Place:
+        return of_process(self._names, [thread.ident or 0 for thread in self._threads])
+
+    def _end(self, text: str) -> None:
+        """Say it, and end the process under its main thread, which cannot."""
         if not self._lock.acquire(blocking=False):
             return
-        place = of_process(self._names, [thread.ident or 0 for thread in self._threads])
-        self._say(words(str(place), bool(place.operation)))
+        self._say(text)
         self._hear()
         sys.stdout.flush()
         os._exit(EXIT_LOST)
