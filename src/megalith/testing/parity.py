@@ -2,26 +2,29 @@
 
     one process ─ record ─▶ reference.safetensors ─▶ each rank of the layout: record, slice the reference alike, compare
 
-A record holds the loss and norm of each step, every gradient of the first, every weight after the last, the evaluation loss
-and greedily chosen tokens. Batches are made so that mistakes show: micro-batches with different numbers of targets, one
-with none, clipping that bites, Adam with an epsilon that keeps its first steps from being signs.
+A record holds the initial weights, the targets, loss and norm of each step, every gradient of the first, every weight after
+the last, the evaluation loss before and after, and greedily chosen tokens. Batches are made so that mistakes show:
+micro-batches with different numbers of targets, one with none, clipping that bites, Adam with an epsilon that keeps its first
+steps from being signs.
 
 Knows engines and layouts. Knows no configuration files.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
+from megalith.engine.batch import prepare
 from megalith.engine.engine import Engine
 from megalith.engine.objective import Batch
 from megalith.models.config import ModelConfig
@@ -35,12 +38,17 @@ from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
 
 STEPS, PROMPT = 3, 3
-KINDS = ("loss", "gradient", "norm", "weight", "evaluation", "tokens")
+KINDS = ("count", "initial", "loss", "gradient", "norm", "weight", "evaluation", "tokens")
+TOLERANCE = 1e-10
+"""In float64, of a tensor's largest element: far above rounding, far below any mistake."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how it is trained, all but the layout. `reset` gives samples several documents each."""
+    """A model and how it is trained, all but the layout.
+
+    `reset` gives samples several documents each: attention, or positions, or (True) both begin anew with each.
+    """
 
     model: ModelConfig
     precision: str = "64"
@@ -50,7 +58,7 @@ class Case:
     compile: bool = False
     recompute: Recompute | None = None
     frozen: tuple[str, ...] = ()
-    reset: bool = False
+    reset: bool | Literal["documents", "positions"] = False
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-2, eps=1e-4, weight_decay=0.1))
     clip: float = 0.5
     loss_average: str = "tokens"
@@ -98,9 +106,8 @@ def make_batch(case: Case, step: int, samples: int | None = None) -> Batch:
     for row in range(samples):
         targets[row, : (row + step) % max(case.length - 2, 1)] = -1
     batch = {"tokens": text[:, :-1], "targets": targets, "sample": torch.arange(samples) + step * samples}
-    if case.reset:
-        batch |= _documents(samples, case.length)
-    return batch
+    both = _documents(samples, case.length)
+    return batch | {name: both[name] for name in both if case.reset in (True, name)}
 
 
 def _documents(samples: int, length: int) -> Batch:
@@ -124,9 +131,11 @@ def share(batch: Batch, topology: Topology) -> Batch:
 def record(case: Case, topology: Topology) -> dict[str, torch.Tensor]:
     """Everything that must not depend on the layout, by "kind name"; tensors that are shared stay DTensors."""
     engine = make_engine(case, topology)
-    found: dict[str, torch.Tensor] = {}
+    found = {**_weights(engine, "initial"), **_evaluation(engine, case, "before")}
     for step in range(STEPS):
-        terms = engine.forward_backward(share(make_batch(case, step), topology))
+        batch = share(make_batch(case, step), topology)
+        found |= _counts(engine, batch, step)
+        terms = engine.forward_backward(batch)
         found |= {f"loss {name} {step}": value.clone() for name, value in terms.items()}
         if step == 0:
             found |= {
@@ -134,15 +143,31 @@ def record(case: Case, topology: Topology) -> dict[str, torch.Tensor]:
             }
         engine.optimizer_step()
         found[f"norm {step}"] = torch.tensor(engine.grad_norm, dtype=torch.float64)
-    found |= {
-        f"weight {name.removeprefix('model.')}": clone(tensor)
+    found |= {**_weights(engine, "weight"), **_evaluation(engine, case, "after")}
+    found["tokens greedy"] = greedy(engine, case)
+    return found
+
+
+def _weights(engine: Engine, kind: str) -> dict[str, torch.Tensor]:
+    return {
+        f"{kind} {name.removeprefix('model.')}": clone(tensor)
         for name, tensor in engine.tensors().items()
         if name.startswith("model.")
     }
-    for name, (total, count) in engine.evaluate([share(make_batch(case, 99), topology)]).items():
-        found[f"evaluation {name}"] = torch.tensor([total, count], dtype=torch.float64)
-    found["tokens greedy"] = greedy(engine, case)
-    return found
+
+
+def _counts(engine: Engine, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+    """Targets of the global batch: what losses are divided by."""
+    size, average = engine.micro_batch_size, engine.loss_average
+    counts = prepare(batch, engine.objective, engine.topology, micro_batch_size=size, average=average).counts
+    return {f"count {name} {step}": torch.tensor(count) for name, count in counts.items()}
+
+
+def _evaluation(engine: Engine, case: Case, when: str) -> dict[str, torch.Tensor]:
+    found = engine.evaluate([share(make_batch(case, 99), engine.topology)])
+    return {
+        f"evaluation {name} {when}": torch.tensor(both, dtype=torch.float64) for name, both in found.items()
+    }
 
 
 def clone(tensor: torch.Tensor) -> torch.Tensor:
@@ -174,10 +199,14 @@ def greedy(engine: Engine, case: Case) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of one tensor, relative to its largest element in the reference."""
+    """The largest difference of one tensor, relative to its largest element in the reference.
+
+    `factor`: the tensor is this multiple of the reference; None: of none; NaN: nothing is known (all zeros).
+    """
 
     name: str
     relative: float
+    factor: float | None = math.nan
 
     @property
     def kind(self) -> str:
@@ -191,48 +220,80 @@ def write_reference(case: Case, path: Path) -> None:
     write_tensors(path, {name: tensor.contiguous() for name, tensor in found.items()})
 
 
-def compare_rank(case: Case, sizes: Sizes, path: str) -> tuple[list[Difference], list[str]]:
-    """On one rank of the layout: its differences, and the names that it holds."""
-    topology = Topology.of(sizes, "cpu")
-    found = record(case, topology)
+def compare_rank(case: Case, sizes: Sizes, path: str) -> list[Difference]:
+    """On one rank of the layout: the differences of the tensors that it holds."""
+    found = record(case, Topology.of(sizes, "cpu"))
     reference = {tensor.name: tensor.read() for tensor in open_tensors(Path(path))}
-    differences = [Difference(name, _difference(value, reference[name])) for name, value in found.items()]
-    return differences, list(found)
+    return [_difference(name, value, reference[name]) for name, value in found.items()]
 
 
-def _difference(value: torch.Tensor, whole: torch.Tensor) -> float:
+def _difference(name: str, value: torch.Tensor, whole: torch.Tensor) -> Difference:
     scale = whole.double().abs().max().item() if whole.numel() else 0.0
     if isinstance(value, DTensor):  # the same slice of the reference; nothing is sent
         mesh, placements = value.device_mesh, value.placements
         whole = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
         value = value.to_local()
     if value.shape != whole.shape:
-        return float("inf")
+        return Difference(name, math.inf, None)
     if not value.numel():
-        return 0.0
-    gap = (value.double() - whole.double()).abs().max().item()
-    return gap / scale if scale else gap
+        return Difference(name, 0.0)
+    value, whole = value.double(), whole.double()
+    gap, unit = _largest(value - whole), scale or 1.0
+    square = (whole * whole).sum().item()
+    if not square:
+        return Difference(name, gap / unit, math.nan if gap == 0 else None)
+    factor = (value * whole).sum().item() / square
+    exact = _largest(value - factor * whole) <= 1e-8 * unit
+    return Difference(name, gap / unit, factor if exact else None)
+
+
+def _largest(x: torch.Tensor) -> float:
+    """Of the absolute values; infinite when one is not a number."""
+    return torch.nan_to_num(x.abs(), nan=math.inf, posinf=math.inf).max().item()
 
 
 def compare(
     pool: RankPool, case: Case, sizes: Sizes, reference: Path, *, timeout: float | None = None
 ) -> list[Difference]:
-    """The largest difference of each tensor over the ranks of a layout, in the order of the reference.
+    """The largest difference of each tensor over the ranks of a layout: causes before effects, then as the model has them.
 
-    Errors: `RankFailure`; `AssertionError` when a tensor of the reference is on no rank.
+    A tensor of the reference that no rank holds differs infinitely. Errors: `RankFailure`.
     """
-    worst: dict[str, float] = {}
-    for differences, _ in pool.run(compare_rank, sizes.world, case, sizes, str(reference), timeout=timeout):
-        for each in differences:
-            worst[each.name] = max(worst.get(each.name, 0.0), each.relative)
-    names = [tensor.name for tensor in open_tensors(reference)]
-    missing = set(names) - worst.keys()
-    assert not missing, f"no rank holds {sorted(missing)[:5]}"
-    return [Difference(name, worst[name]) for name in sorted(names, key=_order)]
+    ranks = pool.run(compare_rank, sizes.world, case, sizes, str(reference), timeout=timeout)
+    return collect(case, [tensor.name for tensor in open_tensors(reference)], ranks)
 
 
-def _order(name: str) -> int:
-    return KINDS.index(name.split(" ", 1)[0])
+def collect(case: Case, names: Sequence[str], ranks: Sequence[Sequence[Difference]]) -> list[Difference]:
+    """What several ranks found, as one list. `names` are those of the reference."""
+    with torch.device("meta"):
+        parameters = [name for name, _ in GPT(case.model).named_parameters()]
+    found: dict[str, list[Difference]] = {name: [] for name in names}
+    for each in (difference for rank in ranks for difference in rank):
+        found[each.name].append(each)
+    ordered = sorted(names, key=lambda name: _order(name, parameters))
+    return [_worst(name, found[name]) for name in ordered]
+
+
+def _worst(name: str, ranks: Sequence[Difference]) -> Difference:
+    if not ranks:
+        return Difference(name, math.inf, None)
+    factors = [d.factor for d in ranks if d.factor is None or not math.isnan(d.factor)]
+    known = [factor for factor in factors if factor is not None]
+    same = len(known) == len(factors) and all(math.isclose(f, known[0], rel_tol=1e-8) for f in known)
+    factor = (known[0] if known else math.nan) if same else None
+    return Difference(name, max(d.relative for d in ranks), factor)
+
+
+def _order(name: str, parameters: Sequence[str]) -> tuple[int, int, int]:
+    """Causes before effects: what the first step needs, the first step, the weights, and what follows from them."""
+    kind, _, rest = name.partition(" ")
+    last = rest.rpartition(" ")[2]
+    early = ("count", "initial", "evaluation", "loss", "gradient", "norm", "weight")
+    first_step = kind not in ("loss", "norm", "evaluation") or last in ("0", "before")
+    place = parameters.index(rest) if rest in parameters else 0
+    if first_step and kind in early:
+        return early.index(kind), place, 0
+    return len(early), int(last) if last.isdecimal() else STEPS, KINDS.index(kind)
 
 
 def by_kind(differences: Sequence[Difference]) -> dict[str, float]:
@@ -241,7 +302,7 @@ def by_kind(differences: Sequence[Difference]) -> dict[str, float]:
 
 
 def assert_parity(
-    pool: RankPool, case: Case, sizes: Sizes, *, tolerance: float = 1e-10, reference: Path | None = None
+    pool: RankPool, case: Case, sizes: Sizes, *, tolerance: float = TOLERANCE, reference: Path | None = None
 ) -> dict[str, float]:
     """Fails with the first tensors that differ by more than `tolerance`. → the largest difference of each kind."""
     with tempfile.TemporaryDirectory() as folder:

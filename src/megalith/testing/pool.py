@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -36,9 +38,12 @@ class RankFailure(Exception):
 class RankPool:
     """Up to `size` spawned processes; they start when first needed. Functions and arguments must be importable by name."""
 
-    def __init__(self, size: int = 4, *, timeout: float = 120.0) -> None:
+    def __init__(
+        self, size: int = 4, *, timeout: float = 120.0, method: Literal["spawn", "fork"] = "spawn"
+    ) -> None:
+        """`method` fork saves the ranks their imports, but only before the first backward of this process."""
         self.size, self.timeout = size, timeout
-        self._context = mp.get_context("spawn")
+        self._context: Any = mp.get_context(method)
         self._folder = tempfile.TemporaryDirectory(prefix="megalith-ranks-")
         self._jobs = 0
         self._processes: list[Any] = []
@@ -51,14 +56,15 @@ class RankPool:
         """The results of `function(*args)` on ranks 0 … `ranks` − 1. Errors: `RankFailure`."""
         if ranks > self.size:
             raise ValueError(f"{ranks} ranks in a pool of {self.size}")
-        self._grow(ranks)
+        self.start(ranks)
         self._jobs += 1
-        job = (function, ranks, os.path.join(self._folder.name, f"store-{self._jobs}"), args, list(sys.path))
+        wait = timeout or self.timeout
+        store = os.path.join(self._folder.name, f"store-{self._jobs}")
+        job = (function, ranks, store, args, list(sys.path), max(wait, 60.0))
         for inbox in self._inboxes[:ranks]:
             inbox.put(job)
         results: dict[int, Any] = {}
         errors: dict[int, str] = {}
-        wait = timeout or self.timeout
         try:
             while len(results) + len(errors) < ranks:
                 rank, succeeded, value = self._outbox.get(timeout=GRACE if errors else wait)
@@ -78,7 +84,8 @@ class RankPool:
             process.join()
         self._processes, self._inboxes, self._outbox = [], [], self._context.Queue()
 
-    def _grow(self, ranks: int) -> None:
+    def start(self, ranks: int) -> None:
+        """Have this many processes, so that they get ready while the caller does something else."""
         for rank in range(len(self._processes), ranks):
             inbox = self._context.Queue()
             process = self._context.Process(target=_serve, args=(rank, inbox, self._outbox), daemon=True)
@@ -88,9 +95,11 @@ class RankPool:
 
 
 def _serve(rank: int, inbox: Any, outbox: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
-        function, ranks, store, args, path = inbox.get()
+        function, ranks, store, args, path, timeout = inbox.get()
         sys.path[:] = path
         torch.set_default_dtype(torch.float32)  # nothing leaks from the job before
         try:
@@ -99,7 +108,7 @@ def _serve(rank: int, inbox: Any, outbox: Any) -> None:
                 store=dist.FileStore(store, ranks),
                 rank=rank,
                 world_size=ranks,
-                timeout=timedelta(seconds=60),
+                timeout=timedelta(seconds=timeout),
             )
             outbox.put((rank, True, function(*args)))
         except BaseException:
@@ -108,3 +117,10 @@ def _serve(rank: int, inbox: Any, outbox: Any) -> None:
             if dist.is_initialized():
                 dist.destroy_process_group()
             torch._dynamo.reset()
+
+
+def _end_with_parent() -> None:
+    """A process that was killed closes no pool."""
+    if (parent := mp.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,135 @@
+"""From which numbers differ to what is probably missing: the list of differences of a layout, read from cause to effect.
+
+    targets counted ▸ initial weights ▸ evaluation ▸ first loss ▸ gradients ▸ norm ▸ weights ▸ tokens
+                                                                 └ which of them, and by a common factor?
+
+Each finding presumes that everything before it agrees. Knows names of parameters and of axes; runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megalith.testing.parity import TOLERANCE, Difference
+from megalith.topology.sizes import Sizes
+
+PARTS_OF_A_SEQUENCE = re.compile(r"norm|(attention\.out|mlp\.down)\.bias$|^position_embedding")
+"""Parameters that every tensor rank holds whole and applies to its own part of the sequence."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A likely cause: a short name, and what to look at."""
+
+    name: str
+    text: str
+
+
+def wrong(differences: Sequence[Difference], tolerance: float = TOLERANCE) -> list[Difference]:
+    """Those that are not rounding, in the order of `compare`: the first is nearest to the cause."""
+    return [difference for difference in differences if not difference.relative <= tolerance]
+
+
+def diagnose(differences: Sequence[Difference], sizes: Sizes, tolerance: float = TOLERANCE) -> Cause | None:
+    """What probably is missing; None when everything agrees."""
+    differing = wrong(differences, tolerance)
+    if not differing:
+        return None
+    names = {difference.name for difference in differing}
+    first = {
+        "counts": any(d.kind == "count" for d in differing),
+        "initial": any(d.kind == "initial" for d in differing),
+        "evaluation": any(re.fullmatch(r"evaluation .* before", name) for name in names),
+        "loss": any(re.fullmatch(r"loss .* 0", name) for name in names),
+        "gradients": any(d.kind == "gradient" for d in differing),
+        "norm": "norm 0" in names,
+        "weights": any(d.kind == "weight" for d in differing),
+    }
+    if first["counts"]:
+        return Cause(
+            "counts", "the number of targets is not summed over the data ranks before the first forward"
+        )
+    if first["initial"]:
+        return Cause("initial", "the initial weights of a rank are not its slice of the whole model's")
+    if first["evaluation"]:
+        return _forward(sizes) if first["loss"] else _EVALUATION
+    if first["loss"] or first["gradients"]:
+        return _gradients(differences, differing, sizes, loss=first["loss"])
+    if first["norm"]:
+        text = "the gradient norm: squares not summed over the ranks that hold the rest, or replicas counted twice"
+        return Cause("norm", text)
+    if first["weights"]:
+        text = "clipping or the update: gradients and norm agree, weights do not (weight decay groups, learning rate)"
+        return Cause("update", text)
+    return Cause("logits", "the logits behind the tokens: the gather of the vocabulary's parts")
+
+
+_EVALUATION = Cause("evaluation", "the sum over ranks at the end of an evaluation; training agrees")
+
+
+def _forward(sizes: Sizes) -> Cause:
+    parts = []
+    if sizes.tensor > 1:
+        parts.append(
+            "a sum or gather over the tensor ranks in a layer, in the token table or in the cross entropy"
+        )
+    if sizes.pipeline > 1:
+        parts.append("which layers a stage has, and what passes between stages")
+    if sizes.data > 1:
+        parts.append("which samples a data rank has, and gathered weights")
+    return Cause("forward", "the forward pass: " + "; ".join(parts))
+
+
+def _gradients(
+    differences: Sequence[Difference], differing: Sequence[Difference], sizes: Sizes, *, loss: bool
+) -> Cause:
+    """The first step of training differs, while an evaluation with the same weights agrees."""
+    known = [
+        d for d in differences if d.kind == "gradient" and not (d.factor is not None and math.isnan(d.factor))
+    ]
+    bad = [d for d in differing if d.kind == "gradient"]
+    names = [d.name.partition(" ")[2] for d in bad]
+    if loss and not bad:
+        return Cause(
+            "reported loss", "the loss that a step reports is not summed over the ranks; its gradients agree"
+        )
+    factors = {round(d.factor, 6) for d in known if d.factor is not None}
+    if len(bad) == len(known) and len(factors) == 1 and all(d.factor is not None for d in known):
+        return _division(factors.pop(), sizes)
+    if loss:
+        text = "dropout masks that depend on the layout, or the division of the loss: training differs, evaluation agrees"
+        return Cause("training", text)
+    if all(name.startswith("token_embedding") for name in names):
+        return Cause(
+            "tied", "the tied token table: the first and the last stage do not add up their gradients"
+        )
+    if all(name.startswith("relative_bias") for name in names):
+        text = "the relative bias: its gradient is not summed over the stages that share it, or over the data ranks"
+        return Cause("relative bias", text)
+    if sizes.tensor > 1 and all(PARTS_OF_A_SEQUENCE.search(name) for name in names):
+        text = "sequence parallelism: gradients of what sees a part of the sequence are not summed over the tensor ranks"
+        return Cause("sequence", text)
+    return _backward(names, all_of_them=len(bad) == len(known), sizes=sizes)
+
+
+def _division(factor: float, sizes: Sizes) -> Cause:
+    averaged = sizes.data > 1 and math.isclose(factor, 1 / sizes.data, rel_tol=1e-5)
+    how = "averaged instead of summed over the data ranks" if averaged else "divided twice, or not at all"
+    return Cause("division", f"a division: every gradient is {factor:.6g} times what it should be: {how}")
+
+
+def _backward(names: Sequence[str], *, all_of_them: bool, sizes: Sizes) -> Cause:
+    parts = []
+    if sizes.data > 1 and all_of_them:
+        parts.append("gradients not summed over the data ranks, or not those of all micro-batches")
+    if sizes.tensor > 1:
+        parts.append(
+            "a gradient not summed over the tensor ranks where it leaves a parallel region (copy, gather)"
+        )
+    if sizes.pipeline > 1:
+        parts.append("gradients of activations between stages, or a micro-batch without its backward")
+    where = f" (going backwards, {names[-1]} is the first)" if names else ""
+    return Cause("backward", "the backward pass: " + ("; ".join(parts) or "one of its sums") + where)
