@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what DTensors import when first used: once here, not in every child
 import torch.distributed as dist
 from torch.distributed.tensor import Shard, distribute_tensor
 
