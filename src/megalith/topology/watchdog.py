@@ -44,7 +44,14 @@ PATIENCE = 600.0
 """Seconds without any progress after which a process ends that seems to wait for no other."""
 IDLE = 0.1
 """Share of one core below which a process on the CPU is waiting, not computing."""
-GONE = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Socket")
+GONE = (
+    "Connection closed",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "Socket",
+    "remote process exited",
+)
 LATE = ("Timed out", "timed out", "timeout", "Timeout")
 
 
@@ -195,8 +202,10 @@ class Watchdog:
             print(f"{self._who}: {text}", file=sys.stderr, flush=True)
         with suppress(RuntimeError):  # the store is gone with rank 0
             self._store.set(f"said-{self.rank}", "")
-            for rank in range(self.world):
-                self._store.set(f"failed-{rank}", str(self.rank))
+            me = str(self.rank)
+            if self._store.compare_set("first", "", me).decode() == me:
+                for rank in range(self.world):
+                    self._store.set(f"failed-{rank}", me)
 
     def _rank_0_says(self, text: str) -> bool:
         """A mistake that all processes make is rank 0's to tell: is it this one?"""
