@@ -1,0 +1,226 @@
+"""Mistakes that a layout could have: each takes one collective, or one finishing step, out of a rank's code for one run.
+
+They run inside the ranks, which is why they are functions that can be found by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+
+from megalith.engine import batch as batches
+from megalith.engine import engine as engines
+from megalith.engine.engine import Engine
+from megalith.engine.step import Forward
+from megalith.nn.dropout import Dropout
+from megalith.parallel import apply, data, layers, tensor
+from megalith.parallel.pipeline import Pipeline
+from megalith.testing.parity import Case, Difference, compare_rank
+from megalith.topology import collectives
+from megalith.topology.sizes import Sizes
+from megalith.topology.topology import Topology
+
+Patch = pytest.MonkeyPatch
+SABOTAGES: dict[str, Callable[[Patch], None]] = {}
+
+
+def sabotage(function: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    SABOTAGES[function.__name__] = function
+    return function
+
+
+def broken_rank(case: Case, sizes: Sizes, path: str, name: str) -> list[Difference]:
+    """`compare_rank` with one thing missing."""
+    with pytest.MonkeyPatch.context() as patch:
+        SABOTAGES[name](patch)
+        return compare_rank(case, sizes, path)
+
+
+@sabotage
+def nothing(patch: Patch) -> None:
+    """The control."""
+
+
+# -- collectives: the identity, or as near as shapes allow ------------------------------------------------------------
+
+
+def own_piece(x: torch.Tensor, group: Any) -> torch.Tensor:
+    """reduce_scatter without the sum."""
+    return x.chunk(dist.get_world_size(group), dim=1)[dist.get_rank(group)].contiguous()
+
+
+def own_repeated(x: torch.Tensor, group: Any, dim: int = 1) -> torch.Tensor:
+    """all_gather without the others."""
+    return torch.cat([x] * dist.get_world_size(group), dim)
+
+
+@sabotage
+def copy_backward(patch: Patch) -> None:
+    patch.setattr(collectives._Copy, "backward", staticmethod(lambda ctx, gradient: (gradient, None)))
+
+
+@sabotage
+def reduce_forward(patch: Patch) -> None:
+    patch.setattr(collectives._Reduce, "forward", staticmethod(lambda ctx, x, group: x.clone()))
+
+
+@sabotage
+def gather_forward(patch: Patch) -> None:
+    def forward(ctx: Any, x: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        return own_repeated(x, group)
+
+    patch.setattr(collectives._Gather, "forward", staticmethod(forward))
+
+
+@sabotage
+def gather_backward(patch: Patch) -> None:
+    patch.setattr(
+        collectives._Gather, "backward", staticmethod(lambda ctx, g: (own_piece(g, ctx.group), None))
+    )
+
+
+@sabotage
+def scatter_sum_forward(patch: Patch) -> None:
+    def forward(ctx: Any, x: torch.Tensor, group: Any) -> torch.Tensor:
+        ctx.group = group
+        return own_piece(x, group)
+
+    patch.setattr(collectives._ScatterSum, "forward", staticmethod(forward))
+
+
+@sabotage
+def scatter_sum_backward(patch: Patch) -> None:
+    backward = staticmethod(lambda ctx, g: (own_repeated(g, ctx.group), None))
+    patch.setattr(collectives._ScatterSum, "backward", backward)
+
+
+@sabotage
+def join_forward(patch: Patch) -> None:
+    patch.setattr(collectives, "join", lambda x, group: own_repeated(x, group, -1))
+
+
+@sabotage
+def largest_logit(patch: Patch) -> None:
+    """Each rank subtracts its own largest."""
+    patch.setattr(collectives, "all_max", lambda x, group: x)
+
+
+@sabotage
+def no_largest_logit(patch: Patch) -> None:
+    """All ranks subtract 0: the same function, as long as nothing overflows."""
+    patch.setattr(collectives, "all_max", lambda x, group: torch.zeros_like(x))
+
+
+@sabotage
+def cross_entropy_sum(patch: Patch) -> None:
+    powers = layers.ShardedSoftmax._powers
+
+    def alone(*arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(collectives, "all_reduce", lambda x, group: x)
+            return powers(*arguments)
+
+    patch.setattr(layers.ShardedSoftmax, "_powers", alone)
+
+
+# -- what a step does before and behind the layers --------------------------------------------------------------------
+
+
+@sabotage
+def partial_sums(patch: Patch) -> None:
+    patch.setattr(tensor, "_partial", lambda module, *names: None)
+
+
+@sabotage
+def shared_gradients(patch: Patch) -> None:
+    """Of the tied table, and of the relative bias, over pipeline stages."""
+    patch.setattr(Pipeline, "sum_shared_gradients", lambda self, parameters: None)
+
+
+@sabotage
+def relative_bias_over_data(patch: Patch) -> None:
+    patch.setattr(data, "sum_gradients", lambda stage, topology: None)
+
+
+@sabotage
+def last_micro_batch_not_reduced(patch: Patch) -> None:
+    def begin(stage: Any, topology: Topology, *, last: bool) -> None:
+        stage.set_requires_gradient_sync(not last)
+        stage.set_is_last_backward(last)
+
+    patch.setattr(data, "begin_micro_batch", begin)
+
+
+@sabotage
+def averaged(patch: Patch) -> None:
+    divide = FSDPModule.set_gradient_divide_factor
+    patch.setattr(FSDPModule, "set_gradient_divide_factor", lambda self, factor: divide(self, 2.0))
+
+
+@sabotage
+def target_count(patch: Patch) -> None:
+    count = batches.global_counts
+    patch.setattr(batches, "global_counts", lambda local, topology: count(local, Topology.single()))
+
+
+@sabotage
+def norm_reduction(patch: Patch) -> None:
+    patch.setattr(Engine, "_sum_over_model", lambda self, total: total)
+
+
+@sabotage
+def replicas_counted_twice(patch: Patch) -> None:
+    patch.setattr(engines, "counted_here", lambda parameter, topology: True)
+
+
+@sabotage
+def clipping(patch: Patch) -> None:
+    patch.setattr(engines, "clip_", lambda gradients, norm, maximum: 1.0)
+
+
+def without_sum_over_stages(patch: Patch, owner: type, name: str) -> None:
+    """`Topology.sum` leaves out what is summed over pipeline and data ranks, while a method runs."""
+    method, total = getattr(owner, name), Topology.sum
+
+    def run(self: Any, *arguments: Any) -> Any:
+        def keep(topology: Topology, value: torch.Tensor, *axes: str) -> torch.Tensor:
+            return value if axes[0] == "pipeline" else total(topology, value, *axes)
+
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Topology, "sum", keep)
+            return method(self, *arguments)
+
+    patch.setattr(owner, name, run)
+
+
+@sabotage
+def reported_loss(patch: Patch) -> None:
+    without_sum_over_stages(patch, Engine, "forward_backward")
+
+
+@sabotage
+def evaluation_sum(patch: Patch) -> None:
+    without_sum_over_stages(patch, Forward, "evaluate")
+
+
+@sabotage
+def dropout_rows(patch: Patch) -> None:
+    """Every part of a sequence takes the masks of the first."""
+    patch.setattr(layers.SequenceDropout, "rows", Dropout.rows)
+
+
+@sabotage
+def initial_weights(patch: Patch) -> None:
+    materialise = apply.materialise
+
+    def by_rank(module: Any, rules: Any, seed: int, **options: Any) -> None:
+        materialise(module, rules, seed + dist.get_rank(), **options)
+
+    if dist.is_initialized():
+        patch.setattr(apply, "materialise", by_rank)
