@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megalith.errors import TopologyError, UnsupportedError
-from megalith.topology.sizes import Divisible, Sizes, legal
+from megalith.topology.sizes import Divisible, Sizes
 
 
 def text(sizes: Sizes, numbers: Divisible | None = None, world: int | None = None) -> str:
