@@ -39,7 +39,7 @@ def test_sampling_is_on_only_when_asked_for():
     assert not Sampling().samples
     assert not Sampling(top_k=1).samples
     assert not Sampling(temperature=0, num_samples=3).samples
-    assert not Sampling(temperature=1.0, greedy=True).samples
+    assert not Sampling(num_samples=2, greedy=True).samples
     for asked in ({"temperature": 1.0}, {"top_k": 2}, {"top_p": 0.9}, {"num_samples": 2}):
         assert Sampling(**asked).samples
 
@@ -88,8 +88,19 @@ def test_every_bad_knob_is_named_at_once():
     with pytest.raises(ConfigError) as error:
         Sampling(temperature=-1, top_p=3, top_k=-2, tokens_to_generate=3, min_tokens_to_generate=4)
     assert {p.where for p in error.value.problems} == {
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_tokens_to_generate",
+        "--temperature",
+        "--top-p",
+        "--top-k",
+        "--min-tokens-to-generate",
     }
+
+
+def test_greedy_contradicts_what_asks_for_draws():
+    with pytest.raises(ConfigError) as error:
+        Sampling(greedy=True, temperature=0.5, top_k=3, top_p=0.9)
+    assert [p.where for p in error.value.problems] == [
+        "--greedy, --temperature",
+        "--greedy, --top-k",
+        "--greedy, --top-p",
+    ]
+    assert not Sampling(greedy=True, temperature=0, top_k=1, top_p=0).samples

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megalith.cli.options import BatchSize, Checkpoint, Device, JsonFile, PrecisionName, TokenizerPath
+from megalith.cli.reading import Keys, begin, progress, reading
 
 if TYPE_CHECKING:
     from megalith.evaluate import lambada as lambada_task
@@ -66,6 +67,7 @@ def perplexity(
     tokenizer: TokenizerPath = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
+    keys: Keys = None,
 ) -> None:
     """Perplexity on held-out tokens, every target counted once.
 
@@ -74,7 +76,6 @@ def perplexity(
     from rich.console import Console
 
     from megalith.cli.errors import show_failure
-    from megalith.cli.progress import progress_bar
     from megalith.errors import EXIT_FAILURE, ConfigError, Problem
     from megalith.evaluate.perplexity import Request, evaluate
     from megalith.generate.loading import load_model
@@ -91,9 +92,13 @@ def perplexity(
         max_tokens=max_tokens,
         baselines=baselines or check,
     )
-    loaded = load_model(checkpoint, device=device, precision=precision, tokenizer=tokenizer)
-    with progress_bar("windows") as report_progress:
+    layout = begin(keys, device=device, precision=precision)
+    with reading(layout) as crew, progress(crew, "windows") as report_progress:
+        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
         report = evaluate(loaded, request, report_progress)
+        speaks = crew.is_main
+    if not speaks:
+        return
     Console().print(perplexity_table(report))
     write_json(json_file, report.to_json())
     if check and not report.beats_baselines:
@@ -113,19 +118,23 @@ def wikitext(
     tokenizer: TokenizerPath = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
+    keys: Keys = None,
 ) -> None:
     """WikiText-103: perplexity a token, and a word of the original text (the adjusted one, which papers quote).
 
     Example: megalith evaluate wikitext --checkpoint run --data wikitext-103/wiki.test.tokens
     """
-    from megalith.cli.progress import progress_bar
     from megalith.evaluate.wikitext import Request, evaluate
     from megalith.generate.loading import load_model
 
     request = Request(data, detokenizer, seq_length, overlapping_eval, batch_size)
-    loaded = load_model(checkpoint, device=device, precision=precision, tokenizer=tokenizer)
-    with progress_bar("windows") as report_progress:
+    layout = begin(keys, device=device, precision=precision)
+    with reading(layout) as crew, progress(crew, "windows") as report_progress:
+        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
         report = evaluate(loaded, request, report_progress)
+        speaks = crew.is_main
+    if not speaks:
+        return
     show(wikitext_rows(report), report.line)
     write_json(json_file, report.to_json())
 
@@ -141,19 +150,23 @@ def lambada(
     tokenizer: TokenizerPath = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
+    keys: Keys = None,
 ) -> None:
     """LAMBADA: how often the last word of a passage is the model's own guess. Papers quote --strict-lambada.
 
     Example: megalith evaluate lambada --checkpoint run --data lambada_test.jsonl --strict-lambada
     """
-    from megalith.cli.progress import progress_bar
     from megalith.evaluate.lambada import Request, evaluate
     from megalith.generate.loading import load_model
 
     request = Request(data, strict_lambada, seq_length, batch_size)
-    loaded = load_model(checkpoint, device=device, precision=precision, tokenizer=tokenizer)
-    with progress_bar("passages") as report_progress:
+    layout = begin(keys, device=device, precision=precision)
+    with reading(layout) as crew, progress(crew, "passages") as report_progress:
+        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
         report = evaluate(loaded, request, report_progress)
+        speaks = crew.is_main
+    if not speaks:
+        return
     show(lambada_rows(report), report.line)
     write_json(json_file, report.to_json())
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megalith.cli.options import BatchSize, Checkpoint, Device, PrecisionName, TokenizerPath
+from megalith.cli.reading import Keys, begin, progress, reading
 
 if TYPE_CHECKING:
     from megalith.generate.jobs import Options
@@ -80,6 +83,7 @@ def generate(
     tokenizer: TokenizerPath = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
+    keys: Keys = None,
 ) -> None:
     """Continue a prompt, a file of prompts, or nothing (unconditional texts). Tokens are drawn when temperature, top-k above 1, top-p or more than
     one sample is asked for; otherwise each is the most probable one.
@@ -105,16 +109,21 @@ def generate(
         greedy=greedy,
         num_samples=max(num_samples, 1),
     )
-    loaded = load_model(checkpoint, device=device, precision=precision, tokenizer=tokenizer)
+    streams = interactive or (prompt is not None and output_file is None)
+    layout = begin(keys, device=device, precision=precision, copies="a text that streams" if streams else "")
     options = Options(batch_size, recompute, logprobs)
-    if interactive:
-        talk(loaded, sampling, options)
-    elif input_file is not None:
-        continue_file(loaded, sampling, options, input_file, output=output_file or "-")
-    elif prompt is None:
-        sample(loaded, sampling, options, genfile or "-")
-    else:
-        continue_prompt(loaded, sampling, options, prompt, output=output_file)
+    with reading(layout, patient=interactive) as crew:
+        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
+        if interactive:
+            talk(loaded, sampling, options)
+        elif input_file is not None:
+            continue_file(loaded, sampling, options, input_file, output=output_file or "-")
+        elif prompt is None:
+            sample(loaded, sampling, options, genfile or "-")
+        elif output_file is not None:
+            continue_into(loaded, sampling, options, prompt, output=output_file)
+        else:
+            continue_prompt(loaded, sampling, options, prompt)
 
 
 def check_mode(
@@ -149,23 +158,24 @@ def check_mode(
         raise ConfigError(problems)
 
 
-def continue_prompt(
-    loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str | None
-) -> None:
-    """One prompt: streamed, or several samples of it, or JSON."""
-    from megalith.cli.errors import show_notices
+def continue_into(loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str) -> None:
+    """One prompt, once or several times, as JSON lines."""
     from megalith.generate.jobs import continue_all
     from megalith.generate.lengths import Lengths
-    from megalith.generate.lines import open_lines
+
+    lengths = Lengths(loaded.model.config)
+    with written(loaded, output) as write:
+        for row in continue_all(loaded, [prompt] * sampling.num_samples, sampling, options):
+            write(lengths.see(row).to_json())
+    tell(loaded, lengths.notices())
+
+
+def continue_prompt(loaded: Loaded, sampling: Sampling, options: Options, prompt: str) -> None:
+    """One prompt: streamed, once or several times."""
+    from megalith.generate.lengths import Lengths
     from megalith.generate.text import Completion, stream
 
     lengths = Lengths(loaded.model.config)
-    if output is not None:
-        with open_lines(output) as write:
-            for row in continue_all(loaded, [prompt] * sampling.num_samples, sampling, options):
-                write(lengths.see(row).to_json())
-        show_notices(lengths.notices())
-        return
     for number in range(sampling.num_samples):
         if sampling.num_samples > 1:
             show(f"{chr(10) * bool(number)}--- {number + 1} of {sampling.num_samples} ---\n")
@@ -179,46 +189,41 @@ def continue_prompt(
         lengths.see(piece)
         if options.logprobs:
             show_logprobs(loaded, piece)
-    show_notices(lengths.notices())
+    tell(loaded, lengths.notices())
 
 
 def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, *, output: str) -> None:
     """Every line of a file."""
-    from megalith.cli.errors import show_notices
-    from megalith.cli.progress import progress_bar
     from megalith.generate.jobs import continue_all
     from megalith.generate.lengths import Lengths
-    from megalith.generate.lines import check_prompts, open_lines, read_prompts
+    from megalith.generate.lines import check_prompts, read_prompts
 
-    prompts = read_prompts(source)
+    prompts = loaded.crew.lead(lambda: read_prompts(source))
     check_prompts(loaded, prompts, source)
     lengths = Lengths(loaded.model.config)
-    with open_lines(output, not_over=source) as write, progress_bar("prompts") as report:
+    with written(loaded, output, not_over=source) as write, progress(loaded.crew, "prompts") as report:
         for done, row in enumerate(continue_all(loaded, prompts, sampling, options), 1):
             write(lengths.see(row).to_json())
             report(done, len(prompts))
-    show_notices(lengths.notices())
+    tell(loaded, lengths.notices())
 
 
 def sample(loaded: Loaded, sampling: Sampling, options: Options, output: str) -> None:
     """Unconditional texts."""
-    from megalith.cli.errors import show_notices
-    from megalith.cli.progress import progress_bar
     from megalith.generate.jobs import sample_all, unconditional_json
     from megalith.generate.lengths import Lengths
-    from megalith.generate.lines import open_lines
 
     count, lengths = sampling.num_samples, Lengths(loaded.model.config)
-    with open_lines(output) as write, progress_bar("samples") as report:
+    with written(loaded, output) as write, progress(loaded.crew, "samples") as report:
         for done, row in enumerate(sample_all(loaded, count, sampling, options), 1):
             write(unconditional_json(lengths.see(row)))
             report(done, count)
-    show_notices(lengths.notices())
+    tell(loaded, lengths.notices())
 
 
 def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
     """Prompts from the keyboard, or from a pipe, one a line."""
-    from megalith.cli.errors import show_error, show_notices
+    from megalith.cli.errors import show_error
     from megalith.generate.interactive import converse
     from megalith.generate.lengths import Lengths
 
@@ -234,11 +239,32 @@ def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
     def done(row: Completion) -> None:
         lengths = Lengths(loaded.model.config)
         lengths.see(row)
-        show_notices(lengths.notices())
+        tell(loaded, lengths.notices())
 
     converse(loaded, sampling, options, ask=ask, write=show, complain=show_error, done=done)
     if person:
         show("\n")
+
+
+@contextmanager
+def written(
+    loaded: Loaded, path: str, *, not_over: str | None = None
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """`open_lines` of the main process; the others write nothing, and get its error."""
+    from megalith.generate.lines import open_lines
+
+    with ExitStack() as stack:
+        opened: list[Callable[[Mapping[str, Any]], None]] = []
+        loaded.crew.lead(lambda: opened.append(stack.enter_context(open_lines(path, not_over=not_over))))
+        yield opened[0] if opened else lambda row: None
+
+
+def tell(loaded: Loaded, notices: Sequence[str]) -> None:
+    """Once, on stderr."""
+    from megalith.cli.errors import show_notices
+
+    if loaded.crew.is_main:
+        show_notices(notices)
 
 
 def show(text: str) -> None:

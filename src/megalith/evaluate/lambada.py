@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from megalith.errors import DataError
 from megalith.evaluate.held_out import read_text
 from megalith.evaluate.scoring import score_targets
 from megalith.evaluate.windows import Progress, capped_exp, check_length
+from megalith.generate.crew import Crew
 from megalith.generate.loading import Loaded
 from megalith.models.gpt import GPT
 from megalith.nn.loss import NOT_COUNTED
@@ -93,7 +95,7 @@ def evaluate(loaded: Loaded, request: Request, progress: Progress | None = None)
         fitting = fit(example, longest, where)
         cut += fitting is not example
         examples.append(fitting)
-    outcomes = score(loaded.model, examples, request.batch_size, progress)
+    outcomes = score(loaded.model, examples, request.batch_size, progress, loaded.crew)
     correct = sum(outcome.right for outcome in outcomes)
     return Report(
         source=request.data,
@@ -153,22 +155,30 @@ def fit(example: Example, longest: int, where: str) -> Example:
 
 
 def score(
-    model: GPT, examples: Sequence[Example], batch_size: int, progress: Progress | None = None
+    model: GPT,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> list[Outcome]:
-    """One outcome an example, in order. Rows are batched with others of about their length."""
+    """One outcome an example, in order, on every process. Rows are batched with others of about their length."""
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
-    outcomes: dict[int, Outcome] = {}
-    for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+
+    def work(chosen: list[int]) -> list[Outcome]:
         inputs, targets = padded([examples[i] for i in chosen])
         scored = score_targets(model, inputs.to(device), targets.to(device))
         sizes = [len(examples[i].label) for i in chosen]
         parts = zip(scored.right.split(sizes), scored.losses.split(sizes), strict=True)
-        for i, (right, losses) in zip(chosen, parts, strict=True):
-            outcomes[i] = Outcome(bool(right.all()), float(losses.sum()))
+        return [Outcome(bool(right.all()), float(losses.sum())) for right, losses in parts]
+
+    def report(done: int) -> None:
         if progress is not None:
-            progress(begin + len(chosen), len(order))
+            progress(min(done * batch_size, len(order)), len(order))
+
+    found = chain.from_iterable((crew or Crew()).divide(batches, work, report))
+    outcomes = dict(zip(chain.from_iterable(batches), found, strict=True))
     return [outcomes[i] for i in range(len(examples))]
 
 

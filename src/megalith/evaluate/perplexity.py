@@ -17,8 +17,8 @@ from megalith.evaluate import ngram
 from megalith.evaluate.windows import Progress, Score, score
 from megalith.generate.loading import Loaded
 from megalith.models.family import understand
-from megalith.parallel.apply import build
-from megalith.topology.topology import Topology
+from megalith.parallel.materialise import materialise
+from megalith.parallel.tensor import share_tensors
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,12 @@ def evaluate(loaded: Loaded, request: Request, progress: Progress | None = None)
     check_vocabulary(tokens, loaded, held.name)
     length = request.seq_length or loaded.trained_length
     stride = request.overlapping_eval or length
-    options = {"length": length, "stride": stride, "batch_size": request.batch_size}
+    options: dict[str, Any] = {
+        "length": length,
+        "stride": stride,
+        "batch_size": request.batch_size,
+        "crew": loaded.crew,
+    }
     own = score(loaded.model, tokens, progress=progress, **options)
     others = baselines(loaded, request, tokens, options) if request.baselines else {}
     return Report(
@@ -115,7 +120,7 @@ def bits(own: Score, tokens: np.ndarray, loaded: Loaded) -> float | None:
 
 
 def baselines(
-    loaded: Loaded, request: Request, tokens: np.ndarray, options: dict[str, int]
+    loaded: Loaded, request: Request, tokens: np.ndarray, options: dict[str, Any]
 ) -> dict[str, float]:
     """Perplexities of the model before training, and of n-gram models counted on the run's training split."""
     train = texts.from_plan(loaded.state, "train", where=str(loaded.folder)).tokens
@@ -130,8 +135,10 @@ def baselines(
 def untrained(loaded: Loaded) -> Any:
     """The same model with the initial weights of its run's seed."""
     model_class, config = understand(loaded.state, where=str(loaded.folder))
-    device = next(loaded.model.parameters()).device
-    seed = int(loaded.state.get("seed", 1234))
-    (model,) = build(model_class, config, Topology.single(device), seed=seed)
+    topology, seed = loaded.crew.topology, int(loaded.state.get("seed", 1234))
+    with torch.device("meta"):
+        model = model_class(config).to(torch.float32)
+    share_tensors(model, topology)
+    materialise(model, model.init_rules(), seed, device=next(loaded.model.parameters()).device)
     model.set_compute_dtype(getattr(loaded.model, "compute_dtype", None))
     return model.to(torch.float64) if next(loaded.model.parameters()).dtype == torch.float64 else model

@@ -77,7 +77,13 @@ def evaluate(loaded: Loaded, request: Request, progress: Progress | None = None)
     length = request.seq_length or loaded.trained_length
     stride = request.overlapping_eval or min(OVERLAP, length)
     scored = score(
-        loaded.model, tokens, length=length, stride=stride, batch_size=request.batch_size, progress=progress
+        loaded.model,
+        tokens,
+        length=length,
+        stride=stride,
+        batch_size=request.batch_size,
+        progress=progress,
+        crew=loaded.crew,
     )
     ratio = (len(tokens) - 1) / (original - 1)
     return Report(

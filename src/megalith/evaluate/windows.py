@@ -17,6 +17,7 @@ import torch
 
 from megalith.errors import ConfigError, DataError, Problem
 from megalith.evaluate.scoring import score_targets
+from megalith.generate.crew import Crew
 from megalith.models.gpt import GPT
 
 LARGEST_EXPONENT = 20.0
@@ -98,25 +99,31 @@ def score(
     stride: int | None = None,
     batch_size: int = 8,
     progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> Score:
     """Scores every token of `tokens` (N,) but the first, which has no context.
 
     `length` T is the window, `stride` how many new targets each later window adds (default T: no overlap; smaller
-    gives every target more context and costs T/stride times as much). `progress` gets windows done and in all.
+    gives every target more context and costs T/stride times as much). `progress` gets windows done and in all. `crew`: the processes among which batches are
+    shared out; sums are added up batch by batch, in order, so their number changes nothing.
     """
     stride = length if stride is None else stride
     check(model, tokens, length, stride)
     model.eval()
     device = next(model.parameters()).device
     starts = window_starts(len(tokens), length, stride)
-    total, counted = 0.0, 0
-    for first in range(0, len(starts), batch_size):
-        rows = [window(tokens, s, length, stride) for s in starts[first : first + batch_size]]
+    batches = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
+
+    def work(batch: list[int]) -> tuple[float, int]:
+        rows = [window(tokens, s, length, stride) for s in batch]
         inputs = torch.from_numpy(np.stack([r[0] for r in rows])).to(device)
         targets = torch.from_numpy(np.stack([r[1] for r in rows])).to(device)
         losses = score_targets(model, inputs, targets).losses
-        total += float(losses.sum())
-        counted += len(losses)
+        return float(losses.sum()), len(losses)
+
+    def report(done: int) -> None:
         if progress is not None:
-            progress(min(first + batch_size, len(starts)), len(starts))
-    return Score(total, counted)
+            progress(min(done * batch_size, len(starts)), len(starts))
+
+    found = (crew or Crew()).divide(batches, work, report)
+    return Score(math.fsum(total for total, _ in found), sum(counted for _, counted in found))

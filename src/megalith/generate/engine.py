@@ -57,13 +57,15 @@ def decode(
     recompute: bool = False,
     logprobs: bool = False,
     stopped: Callable[[Row], bool] | None = None,
+    agree: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[list[Row]]:
     """Continues every prompt; yields all rows, in the order given, after each new token.
 
     `numbers` says which row of a longer job each prompt is (default 0, 1, …) and `attempt` which try: their draws follow
     both. `recompute` reads the whole text again at every step instead of using the cache; `logprobs` keeps the model's own
     log-probability of each token, before temperature, filters and penalties; `stopped` says, after each token, whether a
-    row has met its stop string. Errors: `DataError` for an empty prompt or one that leaves no room to generate.
+    row has met its stop string; `agree` takes the tokens chosen here (B,) to those that every process goes on with.
+    Errors: `DataError` for an empty prompt or one that leaves no room to generate.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     rows = [Row(list(p), len(p), n, attempt) for p, n in zip(prompts, numbers, strict=True)]
@@ -79,6 +81,7 @@ def decode(
     while batch.rows:
         logits = batch.logits()
         chosen = batch.choose(logits, eod)
+        chosen = chosen if agree is None else agree(chosen)
         tokens = chosen.tolist()
         known = log_probabilities(logits, chosen) if logprobs else None
         for i, row in enumerate(batch.rows):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from megalith.errors import ConfigError, DataError, Problem
@@ -40,10 +41,10 @@ def continue_all(
         window = prompts[begin : begin + size * WINDOW]
         lengths = [len(ids) for ids in tokenizer.encode_batch(window)]
         order = sorted(range(len(window)), key=lambda i: lengths[i])
-        done: dict[int, Completion] = {}
-        for at in range(0, len(order), size):
-            chosen = order[at : at + size]
-            rows = complete(
+        batches = [order[at : at + size] for at in range(0, len(order), size)]
+
+        def work(chosen: list[int], begin: int = begin, window: Sequence[str] = window) -> list[Completion]:
+            return complete(
                 loaded,
                 [window[i] for i in chosen],
                 sampling,
@@ -51,7 +52,9 @@ def continue_all(
                 recompute=options.recompute,
                 logprobs=options.logprobs,
             )
-            done.update(zip(chosen, rows, strict=True))
+
+        rows = chain.from_iterable(loaded.crew.divide(batches, work))
+        done = dict(zip(chain.from_iterable(batches), rows, strict=True))
         yield from (done[i] for i in range(len(window)))
 
 
@@ -69,8 +72,9 @@ def sample_all(loaded: Loaded, count: int, sampling: Sampling, options: Options)
             [Problem("--num-samples", problem, "leave out what makes it greedy, or ask for one")]
         )
     seen: set[bytes] = set()
-    for begin in range(0, count, options.batch_size):
-        size = min(options.batch_size, count - begin)
+    step = options.batch_size * loaded.crew.topology.data_size
+    for begin in range(0, count, step):
+        size = min(step, count - begin)
         rows = continue_all(loaded, [""] * size, sampling, options, first=begin)
         for number, row in enumerate(rows, begin):
             if digest(row.text) in seen:
@@ -83,7 +87,8 @@ def _another(
     loaded: Loaded, number: int, sampling: Sampling, options: Options, *, seen: set[bytes]
 ) -> Completion:
     """Row `number`, drawn anew until it has a text that is not among those seen."""
-    for attempt in range(1, ATTEMPTS + 1):
+
+    def draw_again(attempt: int) -> Completion:
         (row,) = complete(
             loaded,
             [""],
@@ -93,6 +98,10 @@ def _another(
             recompute=options.recompute,
             logprobs=options.logprobs,
         )
+        return row
+
+    for attempt in range(1, ATTEMPTS + 1):
+        (row,) = loaded.crew.divide([attempt], draw_again)
         if digest(row.text) not in seen:
             return row
     raise DataError(

@@ -22,6 +22,7 @@ class Sampling:
     """How tokens are chosen. A knob left at None is off.
 
     Sampling is on when `temperature`, `top_k` > 1, `top_p` or more than one sample is asked for; otherwise greedy.
+    Errors: `ConfigError` for values that cannot be, under the names that the command line gives them.
     """
 
     temperature: float | None = None
@@ -43,30 +44,38 @@ class Sampling:
     def _problems(self):
         if self.temperature is not None and not self.temperature >= 0:
             yield Problem(
-                "temperature",
+                "--temperature",
                 f"{self.temperature} is negative",
                 "0 is greedy, 1 the model's own distribution",
             )
         if self.top_k is not None and self.top_k < 0:
-            yield Problem("top_k", f"{self.top_k} is negative", "0 switches it off")
+            yield Problem("--top-k", f"{self.top_k} is negative", "0 switches it off")
         if self.top_p is not None and not 0 <= self.top_p <= 1:
             yield Problem(
-                "top_p", f"{self.top_p} is not a probability", "use a number in (0, 1]; 0 switches it off"
+                "--top-p", f"{self.top_p} is not a probability", "use a number in (0, 1]; 0 switches it off"
             )
         if not self.repetition_penalty > 0:
             yield Problem(
-                "repetition_penalty", f"{self.repetition_penalty} is not positive", "1 switches it off"
+                "--repetition-penalty", f"{self.repetition_penalty} is not positive", "1 switches it off"
             )
         if self.tokens_to_generate < 0:
-            yield Problem("tokens_to_generate", f"{self.tokens_to_generate} is negative", "use 0 or more")
+            yield Problem("--tokens-to-generate", f"{self.tokens_to_generate} is negative", "use 0 or more")
         if self.min_tokens_to_generate > self.tokens_to_generate:
             yield Problem(
-                "min_tokens_to_generate",
-                f"{self.min_tokens_to_generate} is more than tokens_to_generate {self.tokens_to_generate}",
+                "--min-tokens-to-generate",
+                f"{self.min_tokens_to_generate} is more than --tokens-to-generate {self.tokens_to_generate}",
                 "lower one or raise the other",
             )
         if self.num_samples < 1:
-            yield Problem("num_samples", f"{self.num_samples} is less than one", "use 1 or more")
+            yield Problem("--num-samples", f"{self.num_samples} is less than one", "use 1 or more")
+        draws = {
+            "--temperature": bool(self.temperature),
+            "--top-k": (self.top_k or 0) > 1,
+            "--top-p": bool(self.top_p),
+        }
+        for flag, asked in draws.items():
+            if self.greedy and asked:
+                yield Problem(f"--greedy, {flag}", "one draws no token, the other asks for draws", "keep one")
 
     @property
     def samples(self) -> bool:

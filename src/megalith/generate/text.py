@@ -81,6 +81,7 @@ def complete(
         attempt=attempt,
         recompute=recompute,
         logprobs=logprobs,
+        agree=loaded.crew.same,
         stopped=stopped if sampling.stop else None,
     )
     texts = [spelled(tokenizer, row, spellers.get(id(row))) for row in rows]
@@ -114,6 +115,7 @@ def stream(
         numbers=[number],
         recompute=recompute,
         logprobs=logprobs,
+        agree=loaded.crew.same,
         stopped=lambda row: speller.push(row.tokens[-1]),
     )
     shown = 0

@@ -1,0 +1,110 @@
+"""What the processes of a pool do: save a tiny model at a layout, read it together, talk to a person together."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import torch
+
+from megalith.checkpoint.native import Checkpointer
+from megalith.checkpoint.team import Team
+from megalith.errors import ConfigError
+from megalith.generate.crew import Crew
+from megalith.generate.interactive import converse
+from megalith.generate.jobs import Options, continue_all, sample_all
+from megalith.generate.loading import load_model
+from megalith.generate.sampling import Sampling
+from megalith.models.config import ModelConfig
+from megalith.models.family import describe
+from megalith.models.gpt import GPT
+from megalith.parallel.apply import build
+from megalith.topology.sizes import Sizes
+from megalith.topology.topology import Topology
+from tests.generate.tiny import VARIANTS
+
+PROMPTS = ["the cat", "a dog sat on", "", "sat", "naïve 中文 the", "mat, the cat", "on"]
+GREEDY = Sampling(tokens_to_generate=9)
+DRAWN = Sampling(tokens_to_generate=9, temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=5)
+
+
+def save_shared(run: str, variant: str, vocab_size: int, sizes: Sizes) -> None:
+    """A run folder with a float64 model that every process holds a part of."""
+    topology = Topology.of(sizes)
+    config = ModelConfig(
+        vocab_size=vocab_size, num_layers=2, hidden_size=32, num_attention_heads=4, max_position_embeddings=48,
+        **VARIANTS[variant],
+    )  # fmt: skip
+    stages = build(GPT, config, topology, seed=3, precision="64")
+    named = {name: p.detach() for stage in stages for name, p in stage.named_parameters()}
+    with torch.no_grad():
+        for tensor in named.values():
+            tensor.mul_(4)
+    tensors = {f"model.{name}": tensor for name, tensor in named.items()}
+    keeper = Checkpointer(Path(run) / "checkpoints", topology)
+    state = {"step": 7, "seed": 3, **describe("gpt", config)}
+    keeper.save(7, tensors, state, config_yaml="", tokenizer=Path(run) / "tokenizer")
+
+
+def crew_of(tensor: int, data: int = 1) -> Crew:
+    """The crew of this process in a pool, or alone."""
+    topology = Topology.of(Sizes(tensor=tensor, replicate=data))
+    return Crew(topology, Team(topology))
+
+
+def texts(run: str, tensor: int, data: int = 1, precision: str = "64") -> dict:
+    """Everything that jobs make of a run folder, in plain values."""
+    loaded = load_model(run, precision=precision, crew=crew_of(tensor, data))
+    options = Options(batch_size=2, logprobs=True)
+    found = {
+        name: list(continue_all(loaded, PROMPTS, sampling, options))
+        for name, sampling in {"greedy": GREEDY, "drawn": DRAWN}.items()
+    }
+    found["samples"] = list(sample_all(loaded, 5, Sampling(tokens_to_generate=2), options))
+    found["recomputed"] = list(continue_all(loaded, PROMPTS[:2], GREEDY, Options(2, recompute=True)))
+    return {name: [(row.text, row.tokens, row.logprobs) for row in rows] for name, rows in found.items()}
+
+
+def refusal(run: str, tensor: int) -> str:
+    """What is said of a model that so many cannot share."""
+    try:
+        load_model(run, precision="64", crew=crew_of(tensor))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def local_shapes(run: str, tensor: int) -> dict:
+    """What this process holds of each kind of weight."""
+    model = load_model(run, precision="64", crew=crew_of(tensor)).model
+    layer = model.blocks["0"]
+    return {
+        "class": type(layer.mlp.up).__name__,
+        "table": tuple(model.token_embedding.weight.to_local().shape),
+        "cache": tuple(model.new_cache(1, 8).keys.shape),
+    }
+
+
+def talk(run: str, tensor: int, stop_after: int) -> tuple[int, str]:
+    """Two prompts; Ctrl-C at the main process while it writes its `stop_after`-th piece. → prompts, what was written"""
+    loaded = load_model(run, precision="64", crew=crew_of(tensor))
+    waiting, written = iter(["the cat", "", "a dog"]), []
+
+    def ask() -> str:
+        assert loaded.crew.is_main
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    def write(piece: str) -> None:
+        written.append(piece)
+        if loaded.crew.is_main and len(written) == stop_after:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    number = converse(
+        loaded, Sampling(tokens_to_generate=30), Options(), ask=ask, write=write, complain=written.append
+    )
+    assert signal.getsignal(signal.SIGINT) is before
+    return number, "".join(written)
