@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megalith.errors import EXIT_LOST
 from megalith.topology.spawn import variables
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -62,6 +63,12 @@ def test_the_first_failure_is_the_exit_code_and_ends_the_others(tmp_path):
     process.communicate()
     assert process.returncode == 7
     assert time.monotonic() - started < 20
+
+
+def test_the_exit_code_is_the_causes_even_where_a_consequence_is_quicker(tmp_path):
+    process = begin(f"rank and time.sleep(1); sys.exit(1 if rank else {EXIT_LOST})", tmp_path, grace=10)
+    process.communicate()
+    assert process.returncode == 1
 
 
 def test_who_does_not_listen_is_killed_with_all_that_it_started(tmp_path):

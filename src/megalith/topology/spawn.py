@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
+from megalith.errors import EXIT_LOST
+
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 10.0
 """Seconds that the others have, after one failed, to say what they waited for and leave; and again after SIGTERM."""
@@ -34,7 +36,7 @@ def command_line() -> list[str]:
 
 
 def spawn(count: int, command: Sequence[str] | None = None, *, grace: float = GRACE) -> int:
-    """Run `count` processes of a command (default: our own) to their end. → 0, or the exit code of the first that failed.
+    """Run `count` processes of a command (default: our own) to their end. → 0, or the exit code of the one that failed.
 
     A process that a signal ended counts as 128 + its number. Call it from the main thread.
     """
@@ -125,18 +127,20 @@ def _thread(target: Callable[..., Any], *args: Any) -> threading.Thread:
 
 
 def _collect(running: dict[int, subprocess.Popen[bytes]], ended: queue.Queue[int], grace: float) -> int:
-    """Wait for all; once one failed, only for so long: then SIGTERM, then SIGKILL."""
-    left, code = set(running), 0
+    """Wait for all; once one failed, only for so long: then SIGTERM, then SIGKILL. → the exit code of the first that failed,
+    but of a cause before a consequence (`EXIT_LOST`), which may be the quicker one to leave."""
+    left, code, forced = set(running), 0, False
     force = iter((signal.SIGTERM, signal.SIGKILL))
     while left:
         try:
             rank = ended.get(timeout=grace if code else None)
         except queue.Empty:
+            forced = True
             send(next(force, signal.SIGKILL), [running[rank] for rank in left])
             continue
         left.discard(rank)
         status = running[rank].returncode
-        if status and not code:
+        if status and (not code or (code == EXIT_LOST and not forced)):
             code = status if status > 0 else 128 - status
             if status < 0:
                 print(f"rank {rank} died of {signal.Signals(-status).name}", file=sys.stderr, flush=True)
