@@ -45,7 +45,7 @@ def run(
     Of several processes each calls this as a `member` of the run; the main one speaks and writes the run's files.
     Errors: `MegalithError`s for everything that the user can mend.
     """
-    console = console or Console(quiet=not is_main())
+    console = (console or Console()) if is_main() else Console(quiet=True)
     config = composed.config
     stop = StopRequest(config.trainer.max_seconds)
     check_loggers(config.exp_manager)
@@ -104,7 +104,9 @@ def _train(
     settings = loop_settings(config, engine.step)
     display = ProgressDisplay(
         total=settings.max_steps, console=console, bar=config.trainer.enable_progress_bar
-    )
+    ) if parts.machine.topology.is_main else None  # fmt: skip
+    if display is None:
+        stop.show = lambda text: True  # the main process says it
     validation, test = parts.data.validation(), parts.data.test()
     made = Run(
         engine=engine,

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from megalith.engine.engine import Engine
 
@@ -43,6 +44,12 @@ class StopRequest:
     def asked(self) -> bool:
         """Should the run stop after this step?"""
         return self.signal is not None or self.out_of_time
+
+    def settle(self, received: signal.Signals | None) -> None:
+        """What all processes agreed on: a signal that one of them got, or that the time is up."""
+        self.signal = received
+        if received is None:
+            self._deadline = time.monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -89,6 +96,9 @@ class StopCallback(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """All processes agree, since the signal may reach them at different steps."""
         if trainer.strategy.reduce_boolean_decision(self.request.asked, all=False):
+            mine = torch.tensor(int(self.request.signal or 0), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.all_gather(mine).max())
+            self.request.settle(signal.Signals(number) if number else None)
             trainer.limit_val_batches = 0
             trainer.should_stop = True
 
