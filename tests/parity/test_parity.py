@@ -106,3 +106,10 @@ def test_reducing_gradients_at_the_end_changes_nothing(rank_pool, reference, lay
     case = CASES["gpt2"]
     sizes = replace(LAYOUTS[layout], overlap=False)
     assert_parity(rank_pool, case, sizes, reference=reference("gpt2", case))
+
+
+@pytest.mark.parametrize("layout", ["shard_all2", "tp2×shard_grads2", "pp2×shard_optimizer2"])
+def test_shares_in_host_memory_change_nothing(rank_pool, reference, layout):
+    case = CASES["gpt2"]
+    sizes = replace(LAYOUTS[layout], offload=True)
+    assert_parity(rank_pool, case, sizes, reference=reference("gpt2", case))

@@ -40,7 +40,7 @@ def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> 
         mesh=data_mesh(topology),
         reshard_after_forward=reshard,
         mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
-        offload_policy=CPUOffloadPolicy() if topology.sizes.offload else OffloadPolicy(),
+        offload_policy=_offload(topology),
         ignored_params=set(summed_by_hand(module).values()),
     )
     assert isinstance(module, FSDPModule)
@@ -48,6 +48,13 @@ def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> 
     module.set_force_sum_reduction_for_comms(
         True
     )  # else gloo is asked for a premultiplied sum it does not have
+
+
+def _offload(topology: Topology) -> OffloadPolicy:
+    """Pinned where there is a GPU to copy to."""
+    if not topology.sizes.offload:
+        return OffloadPolicy()
+    return CPUOffloadPolicy(pin_memory=topology.device.type == "cuda")
 
 
 def data_mesh(topology: Topology) -> DeviceMesh:

@@ -120,3 +120,7 @@ class Beat(pl.Callback):
     def on_test_batch_end(self, *_: Any) -> None:
         """A batch is evaluated."""
         self.beat()
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        """A save begins."""
+        self.beat()
