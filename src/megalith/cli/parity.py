@@ -12,7 +12,7 @@ import typer
 
 from megalith.cli.options import JsonFile
 from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides
-from megalith.errors import EXIT_FAILURE, EXIT_SUCCESS
+from megalith.errors import EXIT_FAILURE, EXIT_SUCCESS, MegalithError
 
 if TYPE_CHECKING:
     from megalith.config.compose import Gathered
@@ -123,7 +123,7 @@ def _show_changes(small: Miniature) -> None:
 
 
 def _show(report: Report) -> None:
-    from megalith.cli.errors import show_failure
+    from megalith.cli.errors import show_error
     from megalith.cli.output import print_table
     from megalith.testing.parity import TOLERANCE
     from megalith.tools.parity import KINDS
@@ -133,7 +133,7 @@ def _show(report: Report) -> None:
             KINDS[row.kind],
             str(row.tensors),
             f"{row.worst:.1e}" if row.worst else "0",
-            row.tensor,
+            row.tensor if row.worst else "",
             _mark(row.agrees),
         )
         for row in report.rows
@@ -146,12 +146,8 @@ def _show(report: Report) -> None:
         print(f"The same: {world} processes compute what one computes ({report.seconds:.1f} s).", flush=True)
         return
     sys.stdout.flush()
-    lines = [
-        f"{report.differing} numbers and tensors differ, first {report.first.name} by {report.first.relative:.1e}"
-    ]
-    if report.cause is not None:
-        lines.append(f"likely cause: {report.cause.text}")
-    show_failure("\n    ".join(lines))
+    what = f"{report.differing} numbers and tensors differ, first {report.first.name} by {report.first.relative:.1e}"
+    show_error(MegalithError(what, fix=f"probably {report.cause.text}" if report.cause else ""))
 
 
 def _mark(agrees: bool) -> str:

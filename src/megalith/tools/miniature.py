@@ -134,8 +134,8 @@ def small_sizes(asked: Sizes) -> Sizes:
     while sizes.world > MOST_PROCESSES:
         large = [axis for axis in ("replicate", "shard", "pipeline", "tensor") if getattr(sizes, axis) > 2]
         axis = large[0] if large else "replicate"
-        size = getattr(sizes, axis)
-        sizes = replace(sizes, **{axis: 4 if size > 4 else size // 2 if large else 1})
+        smaller = 4 if getattr(sizes, axis) > 4 else 2
+        sizes = replace(sizes, **{axis: smaller if large else 1})
     return replace(sizes, layers=_stage_layers(asked, sizes))
 
 

@@ -9,6 +9,7 @@ command's.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
@@ -72,13 +73,20 @@ class Report:
             "layout_asked_for": self.miniature.asked.describe(),
             "processes": self.miniature.sizes.world,
             "tolerance": TOLERANCE,
-            "kinds": [asdict(row) for row in self.rows],
+            "kinds": [{**asdict(row), "worst": _finite(row.worst)} for row in self.rows],
             "differing": self.differing,
-            "first": {"name": self.first.name, "relative": self.first.relative} if self.first else None,
+            "first": {"name": self.first.name, "relative": _finite(self.first.relative)}
+            if self.first
+            else None,
             "cause": asdict(self.cause) if self.cause else None,
             "changes": [asdict(change) for change in self.miniature.changes],
             "seconds": self.seconds,
         }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def check(small: Miniature, pool: RankPool, say: Callable[[str], None] = lambda text: None) -> Report:
