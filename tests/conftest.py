@@ -30,7 +30,7 @@ def rank_pool():
     """Four processes over gloo, started when first needed."""
     from megalith.testing.pool import RankPool
 
-    pool = RankPool(4)
+    pool = RankPool(4, timeout=240)  # a machine may have other work
     yield pool
     pool.close()
 

@@ -81,9 +81,9 @@ class Engine:
         self.loss_average: LossAverage = loss_average
         self.objective = objective or CausalLanguageModel()
         self.scaler = scaler or make_scaler(precision_of(precision).name)
-        self.forward = Forward(self.stages, self.objective, topology)
         self.parameters = {name: p for stage in self.stages for name, p in stage.named_parameters()}
         freeze(self.parameters, frozen)
+        self.forward = Forward(self.stages, self.objective, topology)
         self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.local = {name: local_parameter(p) for name, p in self.trainable.items()}
         """Plain tensors that share memory with the trainable parameters: what the optimizer moves."""

@@ -8,7 +8,7 @@ the whole global batch, however it is cut. A pipeline interleaves the same micro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,14 @@ class Forward:
     def __init__(self, stages: Sequence[nn.Module], objective: Objective, topology: Topology) -> None:
         self.stages, self.objective, self.topology = list(stages), objective, topology
         self.pipeline = Pipeline(stages, topology) if topology.size("pipeline") > 1 else None
+        modules = {id(module): module for stage in stages for module in stage.modules()}
+        self.partial = [
+            (module, name)
+            for module in modules.values()
+            for name in getattr(module, "partial_gradients", ())
+            if getattr(module, name).requires_grad
+        ]
+        """Layers, and their parameters of whose gradient every tensor rank has a part."""
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The objective's; later stages, which see a part of the sequence, are told its length by the positions."""
@@ -112,20 +120,12 @@ def divide(terms: dict[str, Any], divisors: dict[str, float]) -> Terms:
 def finish_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter]) -> None:
     """What no layer could finish alone: parts of a sequence's gradient, and parameters that several stages hold."""
     topology = forward.topology
-    for module in unique(m for stage in forward.stages for m in stage.modules()):
-        for name in getattr(module, "partial_gradients", ()):
-            parameter = getattr(module, name)
-            if parameter.requires_grad:
-                topology.sum(local_gradient(parameter), "tensor")
+    for module, name in forward.partial:
+        topology.sum(local_gradient(getattr(module, name)), "tensor")
     for stage in forward.stages[:1]:  # what FSDP2 was not given is one module in all stages of a process
         data.sum_gradients(stage, topology)
     if forward.pipeline is not None:
         forward.pipeline.sum_shared_gradients(dict(parameters))
-
-
-def unique(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Each module once, in order."""
-    return list({id(module): module for module in modules}.values())
 
 
 def require_gradients(parameters: Mapping[str, torch.Tensor]) -> None:
