@@ -1,13 +1,17 @@
 """A checkpoint of any layout, read by any number of processes: the same tokens, greedy and drawn."""
 
 import pytest
+import torch
 
+from megalith.checkpoint.native import Checkpointer
 from megalith.generate.loading import load_model
 from megalith.generate.sampling import Sampling
 from megalith.generate.text import complete
+from megalith.models.family import describe
 from megalith.topology.sizes import Sizes
+from megalith.topology.topology import Topology
 from tests.generate import ranks
-from tests.generate.tiny import VARIANTS, tiny_tokenizer
+from tests.generate.tiny import VARIANTS, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -76,3 +80,17 @@ def test_a_model_that_cannot_be_shared_is_told_with_legal_sizes(saved, rank_pool
     assert others == [said] * 2
     assert "model.tensor_model_parallel_size: 3 does not divide heads" in said
     assert "tensor ∈ {1, 2" in said
+
+
+@pytest.mark.parametrize(("saved_in", "read_in"), [("32", "64"), ("64", "32")])
+def test_a_checkpoint_is_read_in_another_precision(tmp_path, saved_in, read_in):
+    keeper = Checkpointer(tmp_path / "checkpoints", Topology.single())
+    model = tiny_model(precision=saved_in)
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    keeper.save(1, tensors, describe("gpt", model.config), config_yaml="", tokenizer=None)
+    read = load_model(tmp_path, precision=read_in).model
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        logits, expected = read.logits(read(tokens)), model.logits(model(tokens))
+    assert logits.dtype == {"32": torch.float32, "64": torch.float64}[read_in]
+    assert torch.allclose(logits.double(), expected.double(), rtol=1e-4, atol=1e-3)

@@ -8,7 +8,7 @@ Reads keys and options; starts nothing. Which checkpoint is read, and what its m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -172,8 +172,13 @@ class Layout:
                 if isinstance(self.devices, tuple)
                 else f"{need} GPU{'s' * (need > 1)} asked for"
             )
-            where = "trainer.devices" if self.devices is not None else "model.tensor_model_parallel_size"
-            yield Problem(where, f"{what}, this machine has {gpus}", f"{many}trainer.accelerator=cpu")
+            where = "--device, trainer.accelerator"
+            if self.devices is not None:
+                where = "--device, trainer.devices" if self.wanted == 1 else "trainer.devices"
+            elif self.tensor > 1:
+                where = "model.tensor_model_parallel_size"
+            fix = f"{many}trainer.accelerator=cpu (or --device cpu)"
+            yield Problem(where, f"{what}, this machine has {gpus}", fix)
 
     def _uneven(self, world: int) -> Problem:
         t = self.tensor
@@ -188,7 +193,7 @@ def read_layout(keys: Sequence[str] = (), *, device: str = "auto", precision: st
     """
     parsed, problems = parse_overrides(keys)
     merged = merge(ReadingConfig, [], parsed)
-    merged.problems[:0] = problems
+    merged.problems[:0] = [_unquoted(problem) for problem in problems]
     interpolate(ReadingConfig, merged)
     composed = settle(ReadingConfig, Gathered(merged, Path("command line"), list(keys)))
     trainer, model = composed.config.trainer, composed.config.model
@@ -208,6 +213,13 @@ def read_layout(keys: Sequence[str] = (), *, device: str = "auto", precision: st
         timeout=trainer.process_timeout,
         notices=tuple(composed.notices),
     )
+
+
+def _unquoted(problem: Problem) -> Problem:
+    """A word that is no key is most likely the second one of a prompt."""
+    if problem.what != "is not key=value":
+        return problem
+    return replace(problem, fix="quote a text of several words; keys are trainer.devices=2 and the like")
 
 
 def _contradictions(trainer: ReadingTrainer, device: str, precision: str) -> Iterable[Problem]:
