@@ -118,8 +118,9 @@ class Engine:
         terms = self.forward_backward(batch)
         assert self._share is not None
         share = self._share
-        updated = (update or self.optimizer_step)()
+        # Read before the update, as the norm is: a GPU then works on the update while the next batch is being made.
         values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        updated = (update or self.optimizer_step)()
         return StepResult(
             loss=values.pop("loss"),
             terms=values,
