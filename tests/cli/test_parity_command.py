@@ -106,12 +106,12 @@ def test_one_process_and_wrong_layouts(run):
     assert (code, out, Pool.closed) == (2, "", 0)
     assert "is one process, so there is nothing to compare it with" in err
     code, _, err = run(
-        "model.tensor_model_parallel_size=5", "model.pipeline_model_parallel_size=16", "model.hiden=3"
+        "model.tensor_model_parallel_size=5", "model.pipeline_model_parallel_size=16", "model.hiden_size=3"
     )
     assert code == 2
     assert "5 does not divide heads 12" in err
     assert "16 stages for 12 layers" in err
-    assert "model.hiden" in err
+    assert "model.hiden_size" in err
     assert "data_prefix" not in err
 
 
