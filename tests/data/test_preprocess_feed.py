@@ -9,7 +9,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megalith.data.preprocess.feed import Feed, Position
@@ -55,6 +55,7 @@ def records(path, folder, unit, block_bytes, slot_bytes, position=Position()):  
     return [document for document in found if document.strip()], borders
 
 
+@example(["a longer line of words", "\n", "\n \n", "a longer line of words"], 1, 24, "paragraph")
 @settings(max_examples=120, deadline=None)
 @given(PIECES, st.integers(1, 40), st.integers(24, 60), st.sampled_from(["line", "paragraph"]))
 def test_records_do_not_depend_on_the_cuts(tmp_path_factory, pieces, block_bytes, slot_bytes, unit):

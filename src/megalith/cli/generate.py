@@ -118,12 +118,10 @@ def generate(
             talk(loaded, sampling, options)
         elif input_file is not None:
             continue_file(loaded, sampling, options, input_file, output=output_file or "-")
-        elif prompt is None:
-            sample(loaded, sampling, options, genfile or "-")
-        elif output_file is not None:
-            continue_into(loaded, sampling, options, prompt, output=output_file)
+        elif prompt is not None:
+            answer(loaded, sampling, options, prompt, output=output_file)
         else:
-            continue_prompt(loaded, sampling, options, prompt)
+            sample(loaded, sampling, options, genfile or "-")
 
 
 def check_mode(
@@ -156,6 +154,14 @@ def check_mode(
         problems.append(Problem("--output-file", "goes with --prompt or --input-file", "leave it out"))
     if problems:
         raise ConfigError(problems)
+
+
+def answer(loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str | None) -> None:
+    """One prompt: into a file, or streamed."""
+    if output is not None:
+        continue_into(loaded, sampling, options, prompt, output=output)
+    else:
+        continue_prompt(loaded, sampling, options, prompt)
 
 
 def continue_into(loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str) -> None:

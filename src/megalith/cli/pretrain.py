@@ -88,19 +88,23 @@ def gpt(
         from megalith.tasks.show_batch import show
 
         raise typer.Exit(show(composed, show_batch))
+    raise typer.Exit(_train(composed))
+
+
+def _train(composed: Composed[PretrainGPTConfig]) -> int:
+    """Alone, or as one of several processes, or by starting them. → exit code"""
     _find_data(composed.config)
     from megalith.cli.again import again
     from megalith.tasks.processes import is_main, joined, to_spawn
 
     if count := to_spawn(composed.config.trainer, composed.config.model.sizes):
-        raise typer.Exit(again(count))
+        return again(count)
     with joined(composed.config.trainer) as member:
         if is_main():
             _tell_notices(composed)
         from megalith.tasks.pretrain import run
 
-        code = run(composed, member=member)
-    raise typer.Exit(code)
+        return run(composed, member=member)
 
 
 def _find_data(config: PretrainGPTConfig) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from megalith.data.texts import Tally
     from megalith.tokenizers.bpe import DefinedTokenizer
     from megalith.tokenizers.names import TokenizerFiles
 
@@ -101,15 +103,7 @@ def train(
             fix="name the key that has the text with --json-key" if tally.bad_lines else "check the files",
         )
     files = write_trained(tokenizer, output)
-    seconds = time.perf_counter() - started
-    rows = {
-        "text": f"{tally.bytes / 1e6:,.1f} MB in {tally.documents:,} documents",
-        "vocabulary": f"{tokenizer.vocab_size:,} entries, {len(tokenizer.definition['model']['merges']):,} merges",
-        "time": f"{seconds:.1f} s",
-        "written": ", ".join(str(path) for path in files),
-        "hash": tokenizer.hash(),
-    }
-    _print_rows(rows)
+    _print_rows(_trained(tokenizer, tally, files, time.perf_counter() - started))
     if tally.bad_lines:
         console.print(
             f"{tally.bad_lines:,} lines without text under {json_key!r} were left out", style="yellow"
@@ -119,6 +113,18 @@ def train(
             f"fewer than the {vocab_size:,} entries asked for: no other pair occurs {min_frequency} times",
             style="yellow",
         )
+
+
+def _trained(
+    tokenizer: DefinedTokenizer, tally: Tally, files: Sequence[Path], seconds: float
+) -> dict[str, str]:
+    return {
+        "text": f"{tally.bytes / 1e6:,.1f} MB in {tally.documents:,} documents",
+        "vocabulary": f"{tokenizer.vocab_size:,} entries, {len(tokenizer.definition['model']['merges']):,} merges",
+        "time": f"{seconds:.1f} s",
+        "written": ", ".join(str(path) for path in files),
+        "hash": tokenizer.hash(),
+    }
 
 
 @app.command()

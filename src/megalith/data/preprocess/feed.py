@@ -26,6 +26,7 @@ from megalith.data.preprocess.wire import Job, SharedMemory
 
 _PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n")
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+_LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)*")
 _SPILL_READ = 1 << 20
 _QUEUED_JOBS = 64
 
@@ -214,8 +215,8 @@ class Feed:
                     raise _Closed
                 held += buffer[:count]
                 if place := cut(held):
-                    stream.push_back(held[place[1] :])
-                    return size + _write(file, path, held[: place[0]]) + place[1] - place[0], False
+                    size += _write(file, path, held[: place[0]]) + place[1] - place[0]
+                    return size + _to_next(stream, held[place[1] :], cut), False
                 keep = _undecided(held, cut)
                 size += _write(file, path, held[: len(held) - keep])
                 held = held[len(held) - keep :]
@@ -266,6 +267,21 @@ def _undecided(data: bytes, cut: Cut) -> int:
     newline = data.rfind(b"\n")
     tail = len(data) - newline
     return tail if newline >= 0 and tail < _SPILL_READ and not data[newline:].strip() else 0
+
+
+def _to_next(stream: ByteStream, rest: bytes, cut: Cut) -> int:
+    """Puts back what was read behind a separator, further blank lines left out; returns how many bytes these have."""
+    skipped = 0
+    buffer = memoryview(bytearray(_SPILL_READ if cut is _paragraph_end else 0))
+    while cut is _paragraph_end:
+        match = _LEADING_BLANK_LINES.match(rest)
+        blank = match.end() if match else 0
+        skipped, rest = skipped + blank, rest[blank:]
+        if rest.strip() or len(rest) >= _SPILL_READ or not (count := stream.fill(buffer)):
+            break
+        rest += buffer[:count]
+    stream.push_back(rest)
+    return skipped
 
 
 def _write(file: BinaryIO, path: Path, data: bytes) -> int:
