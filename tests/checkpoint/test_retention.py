@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 
 from megalith.checkpoint import retention
@@ -187,6 +187,7 @@ def test_applying_twice_changes_nothing(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+@example([None, 1.0], 2, None, "min")
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     losses=some.lists(some.sampled_from([1.0, 2.0, 3.0, 3.0000001, None]), min_size=1, max_size=7),
@@ -202,7 +203,8 @@ def test_what_stays_is_what_a_plain_count_says(tmp_path_factory, losses, top, ev
         present.append(step)
         scored = [s for s in present if losses[s - 1] is not None]
         scored.sort(key=lambda s: losses[s - 1] if mode == "min" else -losses[s - 1])  # stable: older first
-        best = present if top == -1 else scored[:top]
+        rest = [s for s in reversed(present) if losses[s - 1] is None]
+        best = present if top == -1 else (scored + rest)[:top]
         present = [s for s in present if s == step or s in best or (every and s % every == 0)]
     assert left == present
     assert all(os.path.exists(root / name) for name in links(root))

@@ -17,8 +17,9 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(16 * 2**20).add_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(min(faults() for _ in range(3)))
+for _ in range(10):  # small things that lie between large ones move the large ones on, until the heap has gaps enough
+    faults()
+print(sorted(faults() for _ in range(15))[7])
 """
 
 
