@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
@@ -314,11 +313,6 @@ def assert_parity(
     text = ", ".join(f"{d.name} by {d.relative:.1e}" for d in wrong[:5])
     assert not wrong, f"{sizes.describe()}: {len(wrong)} tensors differ, first {text}"
     return by_kind(differences)
-
-
-def rank_count() -> int:
-    """Processes of the group that this one is in."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def layouts() -> dict[str, Sizes]:
