@@ -108,7 +108,6 @@ def in_folder(folder: str, log: str, work: Callable[[Any], None], what: Any) -> 
 
 def run_command(arguments: list[str]) -> None:
     sys.argv = ["megalith", *arguments]
-    sys.orig_argv = [sys.executable, "-m", "megalith", *arguments]  # what a run of several processes starts
     main(arguments)
 
 

@@ -31,15 +31,16 @@ def begin(keys: list[str] | None, *, device: str, precision: str, copies: str = 
     """
     import torch
 
+    from megalith.cli.again import again
     from megalith.generate.layout import read_layout
-    from megalith.topology.launch import environment, spawn
+    from megalith.topology.launch import environment
 
     layout, launched = read_layout(keys or (), device=device, precision=precision), environment()
     count = layout.to_spawn(torch.cuda.device_count()) if launched is None else 0
     if copies:
         layout.needs_one_copy(launched.world if launched else layout.wanted, copies)
     if count:
-        raise typer.Exit(spawn(count))
+        raise typer.Exit(again(count))
     return layout
 
 

@@ -23,11 +23,10 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from megalith.errors import TopologyError
 from megalith.topology.environment import Launched, environment
-from megalith.topology.spawn import spawn
 from megalith.topology.topology import Topology, choose_device
 from megalith.topology.watchdog import Watchdog
 
-__all__ = ["Launched", "Member", "environment", "spawn", "start"]
+__all__ = ["Launched", "Member", "environment", "start"]
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 JOINING = timedelta(minutes=2)

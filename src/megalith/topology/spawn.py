@@ -30,20 +30,15 @@ GRACE = 10.0
 PR_SET_PDEATHSIG = 1
 
 
-def command_line() -> list[str]:
-    """The command that this process was started with, for `spawn`."""
-    return [sys.executable, *sys.orig_argv[1:]]
-
-
-def spawn(count: int, command: Sequence[str] | None = None, *, grace: float = GRACE) -> int:
-    """Run `count` processes of a command (default: our own) to their end. → 0, or the exit code of the one that failed.
+def spawn(count: int, command: Sequence[str], *, grace: float = GRACE) -> int:
+    """Run `count` processes of a command to their end. → 0, or the exit code of the one that failed.
 
     A process that a signal ended counts as 128 + its number. Call it from the main thread.
     """
     port, readers = free_port(), []
     ended: queue.Queue[int] = queue.Queue()
     with _Forwarding() as forwarding:
-        running = {rank: _begin(rank, count, port, command or command_line()) for rank in range(count)}
+        running = {rank: _begin(rank, count, port, command) for rank in range(count)}
         for rank, process in running.items():
             _thread(_await, rank, process, ended)
             if process.stderr is not None:
