@@ -96,6 +96,14 @@ def test_lower_precisions_differ_by_rounding(rank_pool, reference, name, layout)
         assert found["weight"] < ROUNDING[name][1]
 
 
+@pytest.mark.parametrize("layout", ["pp2", "shard_all2"])
+def test_bf16_without_tensor_parallelism_differs_by_the_order_of_sums(rank_pool, reference, layout):
+    """The same products are rounded at the same places where the micro-batch size is the same."""
+    case = CASES["bf16"]
+    found = by_kind(compare(rank_pool, case, LAYOUTS[layout], reference("bf16", case)))
+    assert found["gradient"] < 1e-5
+
+
 @pytest.mark.parametrize("layout", marked(["tp2+sp", "pp2", "tp2×shard_all2"], {"tp2+sp"}))
 def test_compiled_blocks_equal_eager_ones_on_one_process(rank_pool, reference, layout):
     assert_parity(rank_pool, CASES["compiled"], LAYOUTS[layout], reference=reference("gpt2", CASES["gpt2"]))

@@ -93,6 +93,7 @@ def test_data_parallel_sizes_come_from_the_processes():
         (Sizes(pipeline=2, virtual_pipeline=2), None, "1f1b runs one stage a rank"),
         (Sizes(pipeline=2, schedule="interleaved"), None, "nothing to interleave"),
         (Sizes(pipeline=2, shard=2, zero_stage=3, schedule="zero_bubble"), None, "loses weight gradients"),
+        (Sizes(shard=2, zero_stage=3, overlap=False), None, "overlap_grad_reduce: false gathers all weights"),
         (Sizes(pipeline=2, layers=(1, 2, 3)), None, "3 numbers of layers (1, 2, 3) for 2 stages"),
         (Sizes(pipeline=2, layers=(4, 0)), Divisible(layers=4), "a stage without layers"),
         (Sizes(pipeline=2, layers=(1, 2)), Divisible(layers=4), "1, 2 make 3 layers, the model has 4"),

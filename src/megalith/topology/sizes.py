@@ -193,6 +193,9 @@ class Sizes:
     def _schedule_problems(self, compiled: bool) -> Iterator[Problem]:
         """Which schedules exist for which stages, and what torch 2.13 cannot do (the weight half of a split backward
         finds neither resharded weights nor the inside of a compiled graph)."""
+        if self.zero_stage == 3 and self.shard > 1 and not self.overlap:
+            what = "false gathers all weights at once, which zero_stage 3 is there to avoid"
+            yield Problem("overlap_grad_reduce", what, "overlap_grad_reduce true, or zero_stage ≤ 2")
         if self.pipeline == 1:
             return
         if self.schedule == "1f1b" and self.virtual_pipeline > 1:
