@@ -85,8 +85,8 @@ def generate(
     precision: PrecisionName = "auto",
     keys: Keys = None,
 ) -> None:
-    """Continue a prompt, a file of prompts, or nothing (unconditional texts). Tokens are drawn when temperature, top-k above 1, top-p or more than
-    one sample is asked for; otherwise each is the most probable one.
+    """Continue a prompt, a file of prompts, or nothing (unconditional texts). Tokens are drawn when temperature,
+    top-k above 1, top-p or more than one sample is asked for; otherwise each is the most probable one.
 
     Example: megalith generate --checkpoint quickstart/run --prompt "Return a list of" --temperature 0.7
     """

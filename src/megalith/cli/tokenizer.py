@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from megalith.data.texts import Tally
     from megalith.tokenizers.bpe import DefinedTokenizer
     from megalith.tokenizers.names import TokenizerFiles
+    from megalith.tokenizers.train import TrainingOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,13 +107,20 @@ def train(
         )
     files = write_trained(tokenizer, output)
     _print_rows(_trained(tokenizer, tally, files, time.perf_counter() - started))
+    _tell_shortfall(console, tally, tokenizer.vocab_size, options, json_key)
+
+
+def _tell_shortfall(
+    console: Console, tally: Tally, entries: int, options: TrainingOptions, json_key: str
+) -> None:
+    """What was left out, and a vocabulary smaller than asked for."""
     if tally.bad_lines:
         console.print(
             f"{tally.bad_lines:,} lines without text under {json_key!r} were left out", style="yellow"
         )
-    if tokenizer.vocab_size < vocab_size:
+    if entries < options.vocab_size:
         console.print(
-            f"fewer than the {vocab_size:,} entries asked for: no other pair occurs {min_frequency} times",
+            f"fewer than the {options.vocab_size:,} entries asked for: no other pair occurs {options.min_frequency} times",
             style="yellow",
         )
 
