@@ -1,0 +1,1 @@
+"""What other programs write: their folders, their names, their tables."""

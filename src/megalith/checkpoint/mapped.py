@@ -1,0 +1,229 @@
+"""Foreign tensors as native ones, by a table of rules: each is made alone, when it is read.
+
+    foreign name → its tensor-parallel parts ─▶ native name → Mapped
+
+Everything that can be known without reading is checked first, by running the steps on tensors without memory: every foreign
+tensor is used, every native one made, every shape is right. Knows no format.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megalith.checkpoint.lazy import Lazy
+from megalith.checkpoint.local import Held, held
+from megalith.checkpoint.mapping import SAME, Heads, Rule, Table
+from megalith.checkpoint.slices import Slice, inside, overlap, shape_of, whole
+from megalith.checkpoint.tensor_files import LazyTensor
+from megalith.errors import CheckpointError
+
+Parts = tuple[Lazy, ...]
+"""A foreign tensor: one for each tensor-parallel rank of its file, in their order; a tensor that is whole is the only one."""
+SHOWN = 8
+"""Names listed at most of each side in an error."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A rule with the number of its layer put in."""
+
+    rule: Rule
+    native: tuple[str, ...]
+    foreign: tuple[str, ...]
+    copies: tuple[str, ...]
+
+
+def canonical(table: Table, name: str) -> str:
+    """The name that the rules know for an older spelling."""
+    for pattern, replacement in table.aliases:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def bind(table: Table, names: Sequence[str] | Mapping[str, object]) -> list[Bound]:
+    """The rules for native tensors of these names, each of which one rule must have. Errors: `CheckpointError` naming the rest."""
+    layers = sorted({int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))})
+    free, bound = dict.fromkeys(names), []
+    for rule in table.rules:
+        for layer in layers if "{layer}" in rule.native[0] else [0]:
+            here, there, copies = (
+                tuple(name.format(layer=layer) for name in side)
+                for side in (rule.native, rule.foreign, rule.copies)
+            )
+            if all(name in free for name in here):
+                bound.append(Bound(rule, here, there, copies))
+                for name in here:
+                    del free[name]
+    if free:
+        raise CheckpointError(f"{table.name} has no place for {_some(list(free))}")
+    return bound
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A native tensor that is made of foreign ones when it is read, part by part."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    bound: Bound
+    parts: tuple[tuple[Lazy, ...], ...]
+    """For each tensor-parallel part the rule's foreign tensors."""
+    places: tuple[Slice, ...]
+    """Where in the native tensor each part lies; rows behind the native table's last may be among them."""
+    heads: Heads
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> torch.Tensor:
+        """The whole tensor, in host memory."""
+        return self._fetch(whole(self.shape))
+
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` (exclusive) of the first dim."""
+        return self._fetch(((start, stop), *whole(self.shape[1:])))
+
+    def read_into(self, tensor: torch.Tensor) -> None:
+        """Fills `tensor` (same shape, any dtype) in place: of a DTensor, what this process holds."""
+        self.fill(held({self.name: tensor})[self.name])
+
+    def fill(self, mine: Held) -> None:
+        """Fills the memory that a process holds, in its dtype; of the files only parts that it needs are read."""
+        for lazies, place in zip(self.parts, self.places, strict=True):
+            common = overlap(place, mine.part)
+            if common is not None:
+                self._fill_from(lazies, place, common, mine.memory[inside(common, mine.part)])
+        stored = self.places[-1][0][1] if self.shape else 0
+        if self.bound.rule.padded and stored < self.shape[0]:
+            behind = overlap(((stored, self.shape[0]), *whole(self.shape[1:])), mine.part)
+            if behind is not None:
+                mine.memory[inside(behind, mine.part)].zero_()
+
+    def _fill_from(self, lazies: Sequence[Lazy], place: Slice, common: Slice, target: torch.Tensor) -> None:
+        source = lazies[0]
+        if self.bound.rule.step is SAME and isinstance(source, LazyTensor) and source.dtype == target.dtype:
+            index = tuple((i.start, i.stop) for i in inside(common, place))
+            source.fill(Held(target, source.shape, index))
+            return
+        made = self.bound.rule.step.inward([lazy.read() for lazy in lazies], self.heads)
+        target.copy_(made[self.bound.native.index(self.name)][inside(common, place)])
+
+    def _fetch(self, place: Slice) -> torch.Tensor:
+        tensor = torch.empty(shape_of(place), dtype=self.dtype)
+        self.fill(Held(tensor, self.shape, place))
+        return tensor
+
+
+def natives(
+    table: Table,
+    shapes: Mapping[str, tuple[int, ...]],
+    foreign: Mapping[str, Parts],
+    heads: Heads,
+    *,
+    where: str,
+) -> dict[str, Mapped]:
+    """The native tensors of these names and shapes, made of the foreign ones by the table, whatever their number of parts.
+
+    Errors: one `CheckpointError` for foreign tensors that nothing takes, native ones that nothing makes, and shapes that differ.
+    """
+    foreign = {canonical(table, name): parts for name, parts in foreign.items()}
+    made: dict[str, Mapped] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    wrong: list[str] = []
+    for bound in bind(table, shapes):
+        used.update(bound.foreign, bound.copies)
+        absent = [name for name in bound.foreign if name not in foreign]
+        missing += absent
+        if not absent:
+            for mapped in _mapped(bound, foreign, shapes, heads):
+                made[mapped.name] = mapped
+                if mapped.shape != shapes[mapped.name]:
+                    wrong.append(
+                        f"{', '.join(bound.foreign)}: makes {mapped.name} {_size(mapped.shape)}, "
+                        f"by the configuration it is {list(shapes[mapped.name])}"
+                    )
+    left = [name for name in foreign if name not in used and not _ignored(table, name)]
+    if missing or left or wrong:
+        raise _misfit(table, missing, left, wrong, where)
+    return made
+
+
+def _mapped(
+    bound: Bound, foreign: Mapping[str, Parts], shapes: Mapping[str, tuple[int, ...]], heads: Heads
+) -> Iterator[Mapped]:
+    rule = bound.rule
+    count = 1 if rule.cut is None else max(len(foreign[name]) for name in bound.foreign)
+    parts = tuple(tuple(foreign[name][i] for name in bound.foreign) for i in range(count))
+    try:
+        made = [rule.step.inward([_bare(lazy) for lazy in part], heads) for part in parts]
+    except (RuntimeError, ValueError):
+        made = []
+    for i, name in enumerate(bound.native):
+        pieces = [tuple(tensors[i].shape) for tensors in made]
+        places = _places(pieces, rule.cut)
+        shape = tuple(stop for _, stop in places[-1]) if places else (-1,)
+        fits = places and all(place[1:] == places[0][1:] or rule.cut == 1 for place in places)
+        if rule.padded and fits and shape[1:] == shapes[name][1:]:
+            shape = shapes[name]
+        yield Mapped(name, parts[0][0].dtype, shape if fits else (-1,), bound, parts, places, heads)
+
+
+def _places(pieces: Sequence[tuple[int, ...]], cut: int | None) -> tuple[Slice, ...]:
+    """Where parts of these shapes lie, one behind the other along `cut`."""
+    found: list[Slice] = []
+    position = 0
+    for shape in pieces:
+        place = list(whole(shape))
+        if cut is not None:
+            place[cut] = (position, position + shape[cut])
+            position += shape[cut]
+        found.append(tuple(place))
+    return tuple(found)
+
+
+def _bare(lazy: Lazy) -> torch.Tensor:
+    return torch.empty(lazy.shape, dtype=lazy.dtype, device="meta")
+
+
+def _ignored(table: Table, name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in table.ignored)
+
+
+def _misfit(
+    table: Table, missing: Sequence[str], left: Sequence[str], wrong: Sequence[str], where: str
+) -> CheckpointError:
+    lines = [f"its tensors do not fit {table.name}"]
+    for name in missing[:SHOWN]:
+        near = difflib.get_close_matches(name, left, n=1, cutoff=0.6)
+        lines.append(f"missing: {name}" + (f" (there is {near[0]})" if near else ""))
+    if len(missing) > SHOWN:
+        lines.append(f"and {len(missing) - SHOWN} more are missing")
+    for name in left[:SHOWN]:
+        near = difflib.get_close_matches(name, missing, n=1, cutoff=0.6)
+        lines.append(f"not known: {name}" + (f" (as {near[0]}?)" if near else ""))
+    if len(left) > SHOWN:
+        lines.append(f"and {len(left) - SHOWN} more are not known")
+    lines += [f"wrong shape: {line}" for line in wrong[:SHOWN]]
+    if len(wrong) > SHOWN:
+        lines.append(f"and {len(wrong) - SHOWN} more have wrong shapes")
+    fix = "its files are incomplete, or its configuration tells of another model"
+    return CheckpointError("\n    ".join(lines), where=where, fix=fix)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "nothing that fits" if shape == (-1,) else str(list(shape))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
