@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 VOCABULARY, WIDTH, HEADS, LAYERS, POSITIONS = 91, 32, 4, 4, 24
 
@@ -23,22 +34,38 @@ def gpt2(activation: str = "gelu_new") -> GPT2LMHeadModel:
     return scattered(GPT2LMHeadModel(config))
 
 
-def llama(key_value_heads: int = 2, tied: bool = False) -> LlamaForCausalLM:
+def llama(key_value_heads: int = 2, tied: bool = False, **fields: object) -> LlamaForCausalLM:
     """Rotary angles, RMSNorm, SwiGLU; fewer key-value heads than query heads unless asked otherwise."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=key_value_heads,
-        max_position_embeddings=POSITIONS,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return scattered(LlamaForCausalLM(config))
+    common = llama_fields(key_value_heads, tied) | fields
+    return scattered(LlamaForCausalLM(LlamaConfig(**common)))
+
+
+def mistral() -> MistralForCausalLM:
+    """Llama's layers; heads wider than hidden_size / heads, as in Mistral's own later models; no window."""
+    config = MistralConfig(**llama_fields(2, False), head_dim=12, sliding_window=None)
+    return scattered(MistralForCausalLM(config))
+
+
+def qwen2(tied: bool = True) -> Qwen2ForCausalLM:
+    """Llama's layers with biases of query, key and value."""
+    return scattered(Qwen2ForCausalLM(Qwen2Config(**llama_fields(2, tied))))
+
+
+def llama_fields(key_value_heads: int, tied: bool) -> dict[str, object]:
+    """What the families that follow Llama name alike."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": key_value_heads,
+        "max_position_embeddings": POSITIONS,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
 
 
 def scattered(model: torch.nn.Module) -> torch.nn.Module:
@@ -49,7 +76,51 @@ def scattered(model: torch.nn.Module) -> torch.nn.Module:
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         norm = parameter.ndim == 1 and name.endswith("weight")
         parameter.data = (1.0 if norm else 0.0) + 0.25 * noise
+    return widened(model)
+
+
+def widened(model: torch.nn.Module) -> torch.nn.Module:
+    """RMSNorm and rotary angles by the same formulas in float64: `transformers` computes them in fp32 whatever the dtype."""
+
+    def norm(module: torch.nn.Module):
+        eps = module.variance_epsilon
+        return lambda x: module.weight * x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+    def angles(module: torch.nn.Module):
+        wide = radians(module.config)
+        torch.testing.assert_close(wide.float(), module.inv_freq.float(), rtol=1e-6, atol=0)
+
+        def forward(_: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            angle = torch.cat((position_ids[..., None] * wide,) * 2, -1)
+            return angle.cos(), angle.sin()
+
+        return forward
+
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind.endswith("RMSNorm"):
+            module.forward = norm(module)
+        elif kind.endswith("RotaryEmbedding"):
+            module.forward = angles(module)
     return model
+
+
+def radians(config: LlamaConfig) -> torch.Tensor:
+    """Angle per position of every pair of channels, in float64, by rope_parameters: default, linear or llama3."""
+    rope = config.rope_parameters
+    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    out = []
+    for pair in range(channels // 2):
+        angle = rope["rope_theta"] ** (-2 * pair / channels)
+        if rope["rope_type"] == "linear":
+            angle /= rope["factor"]
+        elif rope["rope_type"] == "llama3":
+            turns = rope["original_max_position_embeddings"] * angle / (2 * math.pi)
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            kept = min(max((turns - low) / (high - low), 0.0), 1.0)
+            angle *= kept + (1 - kept) / rope["factor"]
+        out.append(angle)
+    return torch.tensor(out, dtype=torch.float64)
 
 
 def rounded(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
