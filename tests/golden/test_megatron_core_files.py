@@ -12,11 +12,11 @@ from torch.distributed import checkpoint as dcp
 
 pytest.importorskip("transformers")
 
-from tests.golden import tiny  # noqa: E402
-from tests.golden.foreign_classes import megatron_installed  # noqa: E402
-from tests.golden.megatron_core_files import CoreLayout, write_core  # noqa: E402
-from tests.golden.megatron_facts import gpt2_facts, llama_facts  # noqa: E402
-from tests.golden.whole import from_gpt2, from_llama  # noqa: E402
+from tests.golden import tiny
+from tests.golden.foreign_classes import megatron_installed
+from tests.golden.megatron_core_files import CoreLayout, write_core
+from tests.golden.megatron_facts import gpt2_facts, llama_facts
+from tests.golden.whole import from_gpt2, from_llama
 
 
 @pytest.mark.parametrize("layers", ["stacked", "each"])

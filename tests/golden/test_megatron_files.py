@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("transformers")
 
-from tests.golden import tiny  # noqa: E402
-from tests.golden.foreign_classes import megatron_installed  # noqa: E402
-from tests.golden.megatron_facts import gpt2_facts, llama_facts  # noqa: E402
-from tests.golden.megatron_files import Layout, write  # noqa: E402
-from tests.golden.whole import Whole, from_gpt2, from_llama  # noqa: E402
+from tests.golden import tiny
+from tests.golden.foreign_classes import megatron_installed
+from tests.golden.megatron_facts import gpt2_facts, llama_facts
+from tests.golden.megatron_files import Layout, write
+from tests.golden.whole import Whole, from_gpt2, from_llama
 
 HEAD_DIM = tiny.WIDTH // tiny.HEADS
 
