@@ -9,6 +9,7 @@ GELU = {
     "unfused": ({"bias_gelu_fusion": False, "openai_gelu": False, "onnx_safe": None}, "gelu"),
     "openai": ({"bias_gelu_fusion": False, "openai_gelu": True, "onnx_safe": None}, "gelu_new"),
     "onnx": ({"bias_gelu_fusion": False, "openai_gelu": False, "onnx_safe": True}, "gelu"),
+    "early": ({"openai_gelu": False}, "gelu"),  # before there was a fused kernel
 }
 """Switches of the activation, and the name of what they compute in `transformers`.
 
