@@ -1,0 +1,80 @@
+"""A model that another program saved: its architecture in our words, its tensors under our names, and where all that was read.
+
+Knows our families and the rule tables. Knows no format; those who read one make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megalith.checkpoint.lazy import Lazy
+from megalith.checkpoint.mapped import Mapped, Parts, natives
+from megalith.checkpoint.mapping import Heads, Table
+from megalith.models.config import ModelConfig
+from megalith.models.family import FAMILIES, describe
+
+DIVISORS = (128, 256, 512, 1024, 2048, 4096, 8192, 64, 32, 16, 8)
+"""What tables of tokens were padded to a multiple of: 128 times the number of tensor-parallel ranks, or less."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """`kind` says which format ("huggingface", "megatron", "megatron-core", "torch_dist"); `parts` are its tensors under its own names.
+
+    `state`: step and consumed samples, where it tells. `tokenizer`: a file or folder that `load_tokenizer` opens. `provenance`:
+    plain JSON facts of where each setting comes from. `notices`: what a person should know.
+    """
+
+    kind: str
+    path: Path
+    family: str
+    config: ModelConfig
+    table: Table
+    parts: Mapping[str, Parts]
+    tokenizer: Path | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+    optimizer: Mapping[str, Lazy] | None = None
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Mapped]:
+        """Our names (`blocks.0.mlp.up.weight`) → tensors, each made when it is read. Errors: `CheckpointError` for what does not fit."""
+        shapes = shapes_of(self.family, self.config)
+        return natives(self.table, shapes, self.parts, heads_of(self.config), where=str(self.path))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What most of its numbers are kept in: that of the largest tensor."""
+        return max((parts[0] for parts in self.parts.values()), key=lambda lazy: lazy.nbytes).dtype
+
+    def as_model(self, config: ModelConfig) -> Foreign:
+        """The same weights for a model of the same architecture whose token table is padded otherwise."""
+        return replace(self, config=config)
+
+    def described(self) -> dict[str, Any]:
+        """What `state.json` would say of it: its state and its architecture."""
+        return {**self.state, **describe(self.family, self.config)}
+
+
+def shapes_of(family: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every parameter of a model; no memory is taken."""
+    with torch.device("meta"):
+        model = FAMILIES[family][0](config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def heads_of(config: ModelConfig) -> Heads:
+    """What steps need to know of attention."""
+    return Heads(config.head_dim, config.num_attention_heads // config.kv_heads)
+
+
+def padding(vocabulary: int, rows: int) -> int:
+    """What `vocabulary` tokens were padded to a multiple of when their table has `rows` rows; 128 where nothing fits."""
+    return next((d for d in DIVISORS if -(-vocabulary // d) * d == rows), DIVISORS[0])
