@@ -25,9 +25,7 @@ MAX_KEY_DEPTH, MAX_KEY_WIDTH = 2, 32
 """Of tuples that are keys: hashing one that is nested a million deep would overflow the processor's stack."""
 
 _MARK, _HOLE = object(), object()
-_CONSTANTS = {
-    ord("N"): None, 0x88: True, 0x89: False,
-}  # fmt: skip
+_CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
 _VALUES = frozenset(b"FGIJKLMSTUVXBC\x8a\x8b\x8c\x8d\x8e")
 
 
@@ -93,7 +91,7 @@ class Machine:
         return {
             ord("("): lambda _: self._stack.append(_MARK),
             ord("0"): lambda _: self._drop(),
-            ord("1"): lambda _: self._forget(),
+            ord("1"): lambda _: self._above().clear(),
             ord("2"): lambda _: self._stack.append(self._top()),
             ord("]"): lambda _: push([]),
             ord("}"): lambda _: push({}),
@@ -162,9 +160,6 @@ class Machine:
                 return above[::-1]
             above.append(value)
         raise PickleError("it goes back to a mark that it never made")
-
-    def _forget(self) -> None:
-        self._above()
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()

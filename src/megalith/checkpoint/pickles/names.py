@@ -91,6 +91,8 @@ _ALLOWED = {
 }  # fmt: skip
 _INERT = {
     ("argparse", "Namespace"), ("types", "SimpleNamespace"), ("signal", "Signals"), ("datetime", "timedelta"),
+    ("_io", "BytesIO"), ("io", "BytesIO"), ("typing", "Any"), ("typing", "Union"), ("typing", "Dict"), ("typing", "List"),
+    ("deepspeed.utils.tensor_fragment", "fragment_address"), ("enum", "Enum"), ("enum", "IntEnum"),
     ("builtins", "getattr"), ("copy_reg", "_reconstructor"), ("copyreg", "_reconstructor"),
     *((module, name) for module in ("pathlib", "pathlib._local")
       for name in ("Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
