@@ -87,7 +87,9 @@ def write_old_config(path: Path) -> None:
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters", None)
     config["torch_dtype"] = config.pop("dtype", "float64")
-    if rope is not None:
+    if rope is not None and config["model_type"] == "gpt_neox":
+        config |= {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}
+    elif rope is not None:
         config["rope_theta"] = rope.pop("rope_theta")
         config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
         if rope["rope_type"] == "linear":

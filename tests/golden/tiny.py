@@ -8,6 +8,8 @@ import torch
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -19,7 +21,7 @@ from transformers import (
 VOCABULARY, WIDTH, HEADS, LAYERS, POSITIONS = 91, 32, 4, 4, 24
 
 
-def gpt2(activation: str = "gelu_new") -> GPT2LMHeadModel:
+def gpt2(activation: str = "gelu_new", **fields: object) -> GPT2LMHeadModel:
     """`gelu_new` is the tanh form, `gelu` the one with the error function."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
@@ -30,6 +32,7 @@ def gpt2(activation: str = "gelu_new") -> GPT2LMHeadModel:
         activation_function=activation,
         bos_token_id=0,
         eos_token_id=0,
+        **fields,
     )
     return scattered(GPT2LMHeadModel(config))
 
@@ -49,6 +52,16 @@ def mistral() -> MistralForCausalLM:
 def qwen2(tied: bool = True) -> Qwen2ForCausalLM:
     """Llama's layers with biases of query, key and value."""
     return scattered(Qwen2ForCausalLM(Qwen2Config(**llama_fields(2, tied))))
+
+
+def neox() -> GPTNeoXForCausalLM:
+    """GPT-2's layers one behind the other, with rotary angles on half of each head's channels."""
+    fields = llama_fields(HEADS, False)
+    del fields["num_key_value_heads"], fields["rms_norm_eps"]
+    rope = {"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.5}
+    return scattered(
+        GPTNeoXForCausalLM(GPTNeoXConfig(**fields, use_parallel_residual=False, rope_parameters=rope))
+    )
 
 
 def llama_fields(key_value_heads: int, tied: bool) -> dict[str, object]:
@@ -109,6 +122,7 @@ def radians(config: LlamaConfig) -> torch.Tensor:
     """Angle per position of every pair of channels, in float64, by rope_parameters: default, linear or llama3."""
     rope = config.rope_parameters
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    channels = int(channels * rope.get("partial_rotary_factor", 1.0))
     out = []
     for pair in range(channels // 2):
         angle = rope["rope_theta"] ** (-2 * pair / channels)
