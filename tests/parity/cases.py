@@ -49,6 +49,7 @@ CASES = {
     "micro-batch means": Case(model(), loss_average="micro_batches"),
     "odd rows": Case(model(hidden_size=18, num_attention_heads=2, ffn_hidden_size=70)),
     "uneven stages": Case(model(5)),
+    "few micro-batches": Case(model(), micro_batches=2),
     "fp32": Case(model(), precision="32"),
     "bf16": Case(model(hidden_dropout=0.0), precision="bf16-mixed"),
 }

@@ -38,6 +38,7 @@ OTHERS = {
     "frozen": ["tp2+sp", "pp2", "pp2-interleaved×shard_all2", "shard_all2"],
     "micro-batch means": ["replicate2", "pp2", "tp2"],
     "uneven stages": ["pp2"],
+    "few micro-batches": ["pp4", "pp2×shard_all2"],
 }
 ROUNDING = {
     "fp32": (["tp2+sp", "pp2", "replicate2", "shard_optimizer2", "shard_grads2", "shard_all2"], 1e-4),

@@ -103,6 +103,22 @@ def test_what_cannot_be_is_one_report(rank_pool, corpus, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_every_batch_of_a_ramp_must_fit_the_layout(rank_pool, corpus, tmp_path):
+    with pytest.raises(RankFailure) as caught:
+        rank_pool.run(pretrain, 2, corpus, tmp_path, "model.rampup_batch_size=[2,2,8]")
+    assert "model.rampup_batch_size: it reaches 2: 2 is not a multiple" in caught.value.errors[0]
+
+
+def test_a_ramp_may_begin_with_fewer_micro_batches_than_stages(rank_pool, corpus, tmp_path):
+    ramp = (*EXACT, "model.rampup_batch_size=[1,1,8]", "trainer.max_steps=6")
+    pretrain(corpus, tmp_path / "one", *ramp)
+    answers = rank_pool.run(
+        pretrain, 2, corpus, tmp_path / "two", *ramp, "model.pipeline_model_parallel_size=2"
+    )
+    assert [code for code, _ in answers] == [EXIT_SUCCESS] * 2
+    assert near(losses(tmp_path / "two"), losses(tmp_path / "one"))
+
+
 def decide():
     raise TopologyError("no", where="here", fix="do")
 

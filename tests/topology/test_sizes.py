@@ -97,7 +97,11 @@ def test_data_parallel_sizes_come_from_the_processes():
         (Sizes(pipeline=2, layers=(1, 2, 3)), None, "3 numbers of layers (1, 2, 3) for 2 stages"),
         (Sizes(pipeline=2, layers=(4, 0)), Divisible(layers=4), "a stage without layers"),
         (Sizes(pipeline=2, layers=(1, 2)), Divisible(layers=4), "1, 2 make 3 layers, the model has 4"),
-        (Sizes(pipeline=4), Divisible(micro_batch=1, global_batch=2), "2 micro-batches for a pipeline of 4"),
+        (
+            Sizes(pipeline=4, virtual_pipeline=2, schedule="interleaved"),
+            Divisible(micro_batch=1, global_batch=2),
+            "interleaved works in rounds of 4",
+        ),
         (
             Sizes(pipeline=2, virtual_pipeline=2, schedule="interleaved"),
             Divisible(micro_batch=2, global_batch=6),
@@ -108,6 +112,10 @@ def test_data_parallel_sizes_come_from_the_processes():
 )  # fmt: skip
 def test_each_rule_of_stages_and_schedules(sizes, numbers, expected):
     assert expected in text(sizes, numbers)
+
+
+def test_1f1b_does_with_fewer_micro_batches_than_stages():
+    assert not Sizes(pipeline=4).problems(Divisible(micro_batch=1, global_batch=2))
 
 
 def test_zero_bubble_and_compiled_blocks_exclude_each_other():

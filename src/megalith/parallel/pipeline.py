@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
+    ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
 )
@@ -77,8 +78,10 @@ class Pipeline:
             cell: list[Loss] = []
             stages = [self._stage(i, m, size, length) for i, m in zip(self.indices, self.stages, strict=True)]
             name = self.topology.sizes.schedule
+            # With fewer micro-batches than stages (a batch that ramps up), every forward is warm-up: 1f1b is GPipe there.
+            few = count < self.topology.sizes.stages
             kind = {
-                "1f1b": Schedule1F1B,
+                "1f1b": ScheduleGPipe if few else Schedule1F1B,
                 "interleaved": ScheduleInterleaved1F1B,
                 "zero_bubble": ScheduleInterleavedZeroBubble,
             }[name]

@@ -20,7 +20,7 @@ from megalith.errors import ConfigError, MegalithError, Problem, TopologyError
 from megalith.models.config import ModelConfig
 from megalith.tasks.pretrain_config import GPTModelConfig, PretrainGPTConfig
 from megalith.topology.launch import Member, environment, start
-from megalith.topology.sizes import Sizes
+from megalith.topology.sizes import Divisible, Sizes
 from megalith.topology.topology import Topology, started
 from megalith.training.config import TrainerConfig
 
@@ -82,10 +82,25 @@ def make_topology(
     sizes = config.model.layout(world)
     numbers = config.model.numbers(architecture.padded_vocab_size, batch=True)
     compiled = str(config.model.compile).lower() == "true"
-    problems = sizes.problems(numbers, world=world, compiled=compiled)
+    problems = sizes.problems(numbers, world=world, compiled=compiled) or _ramp_problems(
+        config, numbers, sizes
+    )
     if problems:
         raise ConfigError([located(problem) for problem in problems])
     return Topology.of(sizes, device or device_of(config.trainer))
+
+
+def _ramp_problems(config: PretrainGPTConfig, numbers: Divisible, sizes: Sizes) -> list[Problem]:
+    """Batches of the ramp that do not fit the layout: found now, not days into the run."""
+    reached = sorted({stage.size for stage in config.model.batch_schedule.stages})
+    found = {size: sizes.problems(replace(numbers, global_batch=size)) for size in reached}
+    bad = [size for size in reached if found[size]]
+    if not bad:
+        return []
+    shown = ", ".join(map(str, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    return [
+        Problem("rampup_batch_size", f"it reaches {shown}: {found[bad[0]][0].what}", found[bad[0]][0].fix)
+    ]
 
 
 def located(problem: Problem) -> Problem:

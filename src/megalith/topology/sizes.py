@@ -255,20 +255,14 @@ class Sizes:
         yield Problem("global_batch_size", what, f"{fix}; or global_batch_size {near}")
 
     def _micro_batch_problems(self, count: int, micro: int) -> Iterator[Problem]:
-        """A pipeline needs a micro-batch in every stage, and an interleaved one whole rounds of them."""
-        if self.pipeline == 1:
+        """An interleaved pipeline works in whole rounds; 1f1b does with any number, at the price of idle stages."""
+        if self.pipeline == 1 or self.schedule == "1f1b" or count % self.pipeline == 0:
             return
         unit = micro * self.data
-        least = self.stages if self.schedule == "1f1b" else self.pipeline
-        if count < least:
-            what = f"{count} micro-batches for a pipeline of {least}"
-            yield Problem(
-                "global_batch_size", what, f"at least {least * unit}, or a smaller micro_batch_size"
-            )
-        elif self.schedule != "1f1b" and count % self.pipeline:
-            what = f"{count} micro-batches, but {self.schedule} works in rounds of {self.pipeline}"
-            near = f"{count // self.pipeline * self.pipeline * unit} or {(count // self.pipeline + 1) * self.pipeline * unit}"
-            yield Problem("global_batch_size", what, f"global_batch_size {near}")
+        what = f"{count} micro-batches, but {self.schedule} works in rounds of {self.pipeline}"
+        rounds = count // self.pipeline
+        near = [n * self.pipeline * unit for n in (rounds, rounds + 1) if n]
+        yield Problem("global_batch_size", what, f"global_batch_size {' or '.join(map(str, near))}")
 
     def __str__(self) -> str:
         """The axes that exist: 'pipeline 2 × tensor 4'; 'one process' when there are none."""
