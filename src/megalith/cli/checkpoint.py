@@ -1,4 +1,4 @@
-"""`megalith checkpoint inspect|verify`: what a checkpoint holds, and whether it is still what was saved."""
+"""`megalith checkpoint inspect|verify|scan`: what a checkpoint holds, whether it is still what was saved, whether it is safe."""
 
 from __future__ import annotations
 
@@ -96,4 +96,42 @@ def verify(path: Where) -> None:
         for problem in problems:
             typer.echo(f"  {problem}")
     if any(found.values()):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+def scan(
+    path: Annotated[
+        Path, typer.Argument(help="a file (.pt, .bin, .ckpt, .nemo, …) or a folder of files from elsewhere")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="every name, as one JSON list")] = False,
+) -> None:
+    """Lists every name that the pickles of a file or folder mention, without loading them: what would run, and what is inert.
+
+    Exit code 1 when anything would run code. Example: megalith checkpoint scan downloads/megatron_lm_345m
+    """
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from megalith.checkpoint.pickles.names import Verdict
+    from megalith.checkpoint.pickles.scan import scan as scan_files
+    from megalith.errors import EXIT_FAILURE
+
+    found = scan_files(path)
+    if as_json:
+        typer.echo(json.dumps([each.record() for each in found], indent=1, ensure_ascii=False))
+    else:
+        table = Table(box=None, pad_edge=False)
+        for title in ("file", "verdict", "names that say so"):
+            table.add_column(title, overflow="fold")
+        for each in found:
+            names = [
+                name for name, verdict in each.names.items() if verdict is each.verdict is not Verdict.ALLOWED
+            ]
+            problem = [f"({each.problem})"] if each.problem else []
+            table.add_row(each.file, each.verdict.value, ", ".join([*names[:20], *problem]))
+        Console(highlight=False, markup=False).print(table)
+    if any(each.verdict is Verdict.RUNS for each in found):
         raise typer.Exit(EXIT_FAILURE)

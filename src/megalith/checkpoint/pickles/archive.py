@@ -25,12 +25,16 @@ _COMMENT = 1 << 16
 
 @dataclass(frozen=True)
 class Member:
-    """A file in the archive: `header` is where its local header begins, `end` what it may not reach beyond."""
+    """A file in the archive: `header` is where its local header begins, `end` what it may not reach beyond.
+
+    `stored` says that it is neither compressed nor encrypted.
+    """
 
     name: str
     header: int
     size: int
     check: int
+    stored: bool
     end: int
 
 
@@ -47,19 +51,21 @@ class Archive:
         if len(set(starts)) != len(starts):
             raise PickleError("two of its members lie at one place")
         self.members: dict[str, Member] = {}
-        for name, header, length, check in entries:
+        for name, header, length, check, stored in entries:
             if name in self.members:
                 raise PickleError(f"it has two members named {name!r}")
             if header >= directory:
                 raise PickleError(f"its member {name!r} lies beyond its directory")
             end = starts[bisect.bisect_right(starts, header)]
-            self.members[name] = Member(name, header, length, check, end)
+            self.members[name] = Member(name, header, length, check, stored, end)
 
     def place(self, name: str) -> tuple[int, int]:
         """(first byte in the window, size) of a member's content. Raises `PickleError`."""
         member = self.members.get(name)
         if member is None:
             raise PickleError(f"it has no member {name!r}")
+        if not member.stored:
+            raise PickleError(f"its member {name!r} is compressed or encrypted, which torch never does")
         head = _LOCAL.unpack(self._window.read(member.header, _LOCAL.size))
         length, extra = head[-2:]
         stored = self._window.read(member.header + _LOCAL.size, length)
@@ -126,8 +132,8 @@ def _directory64(window: Window, end: int) -> tuple[int, int, int, int, int]:
     return at, here, count, size, start
 
 
-def _entries(window: Window, start: int, size: int) -> Iterator[tuple[str, int, int, int]]:
-    """(name, local header, size, checksum) of each member."""
+def _entries(window: Window, start: int, size: int) -> Iterator[tuple[str, int, int, int, bool]]:
+    """(name, local header, size, checksum, stored as it is) of each member."""
     stream = Stream(window, start, start + size)
     while stream.left:
         entry = _ENTRY.unpack(stream.take(_ENTRY.size))
@@ -139,11 +145,9 @@ def _entries(window: Window, start: int, size: int) -> Iterator[tuple[str, int, 
         extra = stream.take(extras)
         stream.take(comments)
         length, packed, header = _wide(extra, [length, packed, entry[16]])
-        if method or flags & 1 or packed != length:
-            raise PickleError(f"its member {name!r} is compressed or encrypted, which torch never does")
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
             raise PickleError(f"its member {name!r} leads out of its folder")
-        yield name, header, length, check
+        yield name, header, length, check, not method and not flags & 1 and packed == length
 
 
 def _wide(extra: bytes, fields: list[int]) -> list[int]:

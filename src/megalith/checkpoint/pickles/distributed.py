@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,21 +86,35 @@ def open_distributed(folder: Path) -> Distributed:
     folder = Path(folder)
     settings = _settings(folder / SETTINGS)
     metadata = open_pickle(folder / METADATA).content
-    try:
+    tensors: dict[str, Lazy] = {}
+    objects: dict[str, Item] = {}
+    with _checked(folder):
         entries = _stub(metadata, "Metadata").value("state_dict_metadata")
         items = _items(folder, _stub(metadata, "Metadata").value("storage_data"))
-        tensors: dict[str, Lazy] = {}
-        objects: dict[str, Item] = {}
         for name, entry in entries.items():
             if _stub(entry).name == "BytesStorageMetadata":
                 objects[name] = items[name, None]
             else:
                 tensors[name] = _tensor(name, _stub(entry, "TensorStorageMetadata"), items)
+    common = open_pickle(folder / COMMON).content if (folder / COMMON).is_file() else None
+    return Distributed(tensors, Objects(objects), common, settings)
+
+
+def items_of(folder: Path) -> list[Item]:
+    """Every torch file that the metadata of a folder refers to. Raises `CheckpointError`."""
+    metadata = open_pickle(folder / METADATA).content
+    with _checked(folder):
+        return list(_items(folder, _stub(metadata, "Metadata").value("storage_data")).values())
+
+
+@contextmanager
+def _checked(folder: Path) -> Iterator[None]:
+    """What malformed metadata raises becomes a `CheckpointError`."""
+    try:
+        yield
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         what = str(error) if isinstance(error, PickleError) else f"its list of tensors is malformed ({error})"
         raise CheckpointError(what, where=str(folder / METADATA), fix=DAMAGED) from None
-    common = open_pickle(folder / COMMON).content if (folder / COMMON).is_file() else None
-    return Distributed(tensors, Objects(objects), common, settings)
 
 
 def _settings(path: Path) -> dict[str, Any]:

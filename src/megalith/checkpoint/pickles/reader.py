@@ -28,7 +28,8 @@ LEGACY = 0x1950A86A20F9469CFC6C
 """The first value of a file of torch < 1.6."""
 DAMAGED = "get the file again: a copy that was cut short or changed on the way cannot be mended"
 UNSAFE = "`megalith checkpoint scan` lists every name in it; take the weights from somebody you trust, as safetensors"
-OTHER_KIND = "save its tensors as dense tensors of plain numbers on the CPU, in little-endian byte order"
+UNPACK = "unpack it, and give the file or folder that is in it"
+ENDIAN = "save it again on a little-endian machine (x86, ARM)"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def guarded(path: Path, work: Callable[[Window], Any], *, offset: int = 0, lengt
     except Refused as error:
         raise CheckpointError(f"refused: {error}", where=str(path), fix=UNSAFE) from None
     except Unreadable as error:
-        raise CheckpointError(str(error), where=str(path), fix=OTHER_KIND) from None
+        raise CheckpointError(str(error), where=str(path), fix=error.fix) from None
     except OSError as error:
         raise CheckpointError(
             f"it cannot be read ({error.strerror or error})", where=str(path), fix="give a file"
@@ -82,7 +83,11 @@ def _content(window: Window, path: Path) -> tuple[Reading, Any]:
     if head.startswith(MAGIC):
         return _zipped(window, path)
     if head[257:262] == b"ustar":
-        raise Unreadable("it is a tar archive: torch wrote its files so before 0.1.10, or it is a .nemo file")
+        raise Unreadable(
+            "it is a tar archive (as torch wrote its files before 0.1.10, and NeMo its .nemo)", UNPACK
+        )
+    if head.startswith(b"\x1f\x8b"):
+        raise Unreadable("it is compressed with gzip", UNPACK)
     stream = Stream(window)
     world = Reading(_no_storage)
     first = Machine(stream, world).run()
@@ -101,12 +106,14 @@ def _zipped(window: Window, path: Path) -> tuple[Reading, Any]:
     archive = Archive(window)
     roots = [name.removesuffix("data.pkl") for name in archive.members if name.endswith("/data.pkl")]
     if len(roots) != 1 or roots[0].count("/") != 1:
-        raise Unreadable("it is a zip file, but not one of torch.save (no single data.pkl)")
+        raise Unreadable("it is a zip file, but not one of torch.save (no single data.pkl)", UNPACK)
     root = roots[0]
     if f"{root}constants.pkl" in archive.members:
-        raise Unreadable("it is a TorchScript program, not a checkpoint")
+        raise Unreadable(
+            "it is a TorchScript program, not a checkpoint", "save its state_dict() with torch.save"
+        )
     if f"{root}byteorder" in archive.members and archive.read(f"{root}byteorder", 16) != b"little":
-        raise Unreadable("its numbers are in big-endian byte order")
+        raise Unreadable("its numbers are in big-endian byte order", ENDIAN)
 
     def storage(reference: Reference) -> Storage:
         first, size = archive.place(f"{root}data/{reference.key}")
@@ -147,7 +154,7 @@ def _legacy(window: Window, path: Path) -> tuple[Reading, Any]:
 
     _, _, system = (Machine(stream, Reading(_no_storage)).run() for _ in range(3))
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise Unreadable("its numbers are in big-endian byte order")
+        raise Unreadable("its numbers are in big-endian byte order", ENDIAN)
     begin = stream.position
     Machine(stream, Reading(note)).run()
     places = _places(stream, Machine(stream, Reading(_no_storage)).run(), references)

@@ -27,7 +27,13 @@ class Refused(PickleError):
 
 
 class Unreadable(PickleError):
-    """A kind of content that is harmless, but that is not read here (a sparse tensor, say)."""
+    """A kind of content that is harmless, but that is not read here (a sparse tensor, say); `fix` says what to do."""
+
+    def __init__(
+        self, what: str, fix: str = "save its tensors again, dense, of plain numbers, on the CPU"
+    ) -> None:
+        self.fix = fix
+        super().__init__(what)
 
 
 @dataclass(frozen=True)
