@@ -9,6 +9,7 @@ import pytest
 from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS, ConfigError, MegalithError, TopologyError
 from megalith.tasks.processes import agreed, device_of, processes_wanted
 from megalith.testing.pool import RankFailure
+from megalith.topology.launch import Launched
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
 from megalith.training.config import TrainerConfig
@@ -155,7 +156,26 @@ def test_several_machines_need_a_launcher():
         processes_wanted(TrainerConfig(num_nodes=2), Sizes())
 
 
-def test_each_process_has_its_device():
-    assert device_of(TrainerConfig(accelerator="cpu"), 1) == "cpu"
-    assert device_of(TrainerConfig(accelerator="gpu"), 1) == "cuda:1"
-    assert device_of(TrainerConfig(devices=[2, 5]), 1) == "cuda:5"
+@pytest.mark.parametrize(
+    ("trainer", "seen", "local_rank", "expected"),
+    [
+        ({"accelerator": "cpu"}, 8, 3, "cpu"),
+        ({}, 8, 3, "cuda:3"),
+        ({"accelerator": "gpu"}, 8, 3, "cuda:3"),
+        ({"accelerator": "gpu"}, 1, 3, "cuda:0"),  # a launcher that shows each process its own GPU
+        ({"devices": [2, 5]}, 8, 1, "cuda:5"),
+        ({"devices": [2]}, 8, None, "cuda:2"),
+        ({}, 0, 1, "cpu"),
+    ],
+)
+def test_each_process_has_its_device(monkeypatch, trainer, seen, local_rank, expected):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: seen)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen > 0)
+    launched = None if local_rank is None else Launched(local_rank, 8, local_rank, "localhost", 1, "slurm")
+    assert str(device_of(TrainerConfig(**trainer), launched)) == expected
+
+
+def test_a_process_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(TopologyError, match="process 3 of this host, but it has 2 GPUs"):
+        device_of(TrainerConfig(accelerator="gpu"), Launched(2, 4, 2, "localhost", 1, "slurm"))

@@ -19,7 +19,7 @@ import torch
 from megalith.errors import ConfigError, MegalithError, Problem, TopologyError
 from megalith.models.config import ModelConfig
 from megalith.tasks.pretrain_config import GPTModelConfig, PretrainGPTConfig
-from megalith.topology.launch import Member, environment, start
+from megalith.topology.launch import Launched, Member, environment, own_device, start
 from megalith.topology.sizes import Divisible, Sizes
 from megalith.topology.topology import Topology, started
 from megalith.training.config import TrainerConfig
@@ -59,19 +59,18 @@ def to_spawn(trainer: TrainerConfig, sizes: Sizes) -> int:
 def joined(trainer: TrainerConfig) -> Iterator[Member]:
     """Within, this process is one of its run: device, process group, watchdog."""
     launched = environment()
-    device = device_of(trainer, launched.local_rank if launched else 0)
-    with start(device, timeout=trainer.process_timeout, launched=launched) as member:
+    with start(device_of(trainer, launched), timeout=trainer.process_timeout, launched=launched) as member:
         yield member
 
 
-def device_of(trainer: TrainerConfig, local_rank: int = 0) -> str:
-    """The device of the process with this number on its machine."""
+def device_of(trainer: TrainerConfig, launched: Launched | None) -> torch.device:
+    """The device of this process: of the listed GPUs, or of those that it sees, the one of its number on its machine."""
     listed = trainer.devices if isinstance(trainer.devices, list) else None
-    if trainer.accelerator in ("gpu", "cuda") or (trainer.accelerator == "auto" and listed):
-        return f"cuda:{listed[local_rank % len(listed)] if listed else local_rank}"
-    if trainer.accelerator == "auto" and torch.cuda.is_available():
-        return f"cuda:{local_rank}"
-    return trainer.accelerator
+    if listed and trainer.accelerator != "cpu":
+        name = f"cuda:{listed[(launched.local_rank if launched else 0) % len(listed)]}"
+    else:
+        name = "cuda" if trainer.accelerator == "gpu" else trainer.accelerator
+    return own_device(name, launched)
 
 
 def make_topology(
@@ -87,7 +86,7 @@ def make_topology(
     )
     if problems:
         raise ConfigError([located(problem) for problem in problems])
-    return Topology.of(sizes, device or device_of(config.trainer))
+    return Topology.of(sizes, device or device_of(config.trainer, environment()))
 
 
 def _ramp_problems(config: PretrainGPTConfig, numbers: Divisible, sizes: Sizes) -> list[Problem]:
