@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megalith.checkpoint.pickles.source import PickleError, Stream, Window
+from megalith.checkpoint.pickles.source import PickleError, Stream, Window, shown
 
 MAGIC = b"PK\x03\x04"
-MAX_MEMBERS = 2_000_000
+MAX_MEMBERS = 1_000_000
 MAX_DIRECTORY = 1 << 28
 """Bytes of the central directory."""
 _END, _END64, _LOCATOR = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
@@ -23,7 +23,7 @@ _ENTRY, _LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
 _COMMENT = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file in the archive: `header` is where its local header begins, `end` what it may not reach beyond.
 
@@ -53,9 +53,9 @@ class Archive:
         self.members: dict[str, Member] = {}
         for name, header, length, check, stored in entries:
             if name in self.members:
-                raise PickleError(f"it has two members named {name!r}")
+                raise PickleError(f"it has two members named {shown(name)}")
             if header >= directory:
-                raise PickleError(f"its member {name!r} lies beyond its directory")
+                raise PickleError(f"its member {shown(name)} lies beyond its directory")
             end = starts[bisect.bisect_right(starts, header)]
             self.members[name] = Member(name, header, length, check, stored, end)
 
@@ -63,24 +63,24 @@ class Archive:
         """(first byte in the window, size) of a member's content. Raises `PickleError`."""
         member = self.members.get(name)
         if member is None:
-            raise PickleError(f"it has no member {name!r}")
+            raise PickleError(f"it has no member {shown(name)}")
         if not member.stored:
-            raise PickleError(f"its member {name!r} is compressed or encrypted, which torch never does")
+            raise PickleError(f"its member {shown(name)} is compressed or encrypted, which torch never does")
         head = _LOCAL.unpack(self._window.read(member.header, _LOCAL.size))
         length, extra = head[-2:]
         stored = self._window.read(member.header + _LOCAL.size, length)
         if head[0] != MAGIC or head[3] != 0 or stored != name.encode():
-            raise PickleError(f"its member {name!r} does not begin where its directory says")
+            raise PickleError(f"its member {shown(name)} does not begin where its directory says")
         first = member.header + _LOCAL.size + length + extra
         if first + member.size > member.end:
-            raise PickleError(f"its member {name!r} reaches into the next one")
+            raise PickleError(f"its member {shown(name)} reaches into the next one")
         return first, member.size
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a small member. Raises `PickleError` beyond `most` bytes, or where its checksum differs."""
         first, size = self.place(name)
         if size > most:
-            raise PickleError(f"its member {name!r} has {size} bytes, {most} are read at most")
+            raise PickleError(f"its member {shown(name)} has {size} bytes, {most} are read at most")
         content = self._window.read(first, size)
         self._compare(name, zlib.crc32(content))
         return content
@@ -95,7 +95,7 @@ class Archive:
 
     def _compare(self, name: str, found: int) -> None:
         if self.members[name].check not in (0, found):  # torch can be told to leave checksums out: 0
-            raise PickleError(f"its member {name!r} is damaged: its checksum differs")
+            raise PickleError(f"its member {shown(name)} is damaged: its checksum differs")
 
 
 def _directory(window: Window) -> tuple[int, int, int]:
@@ -146,7 +146,7 @@ def _entries(window: Window, start: int, size: int) -> Iterator[tuple[str, int, 
         stream.take(comments)
         length, packed, header = _wide(extra, [length, packed, entry[16]])
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-            raise PickleError(f"its member {name!r} leads out of its folder")
+            raise PickleError(f"its member {shown(name)} leads out of its folder")
         yield name, header, length, check, not method and not flags & 1 and packed == length
 
 

@@ -21,7 +21,7 @@ import torch
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.pickles.assembled import Assembled
 from megalith.checkpoint.pickles.reader import DAMAGED, Pickled, open_pickle
-from megalith.checkpoint.pickles.source import PickleError
+from megalith.checkpoint.pickles.source import PickleError, shown
 from megalith.checkpoint.pickles.stub import Stub
 from megalith.checkpoint.pickles.tensors import StridedTensor
 from megalith.checkpoint.slices import Slice, problem
@@ -131,14 +131,14 @@ def _settings(path: Path) -> dict[str, Any]:
     if backend != "torch_dist":
         fix = "save it again with --dist-ckpt-format torch_dist"
         raise CheckpointError(
-            f"its tensors are in the format {backend!r:.40}, torch_dist is read", where=str(path), fix=fix
+            f"its tensors are in the format {shown(backend)}, torch_dist is read", where=str(path), fix=fix
         )
     return dict(found)
 
 
 def _stub(value: Any, name: str | None = None) -> Stub:
     if not isinstance(value, Stub) or (name is not None and not value.name.endswith(name)):
-        raise PickleError(f"it holds {value!r:.80} where a {name or 'class'} is expected")
+        raise PickleError(f"it holds {shown(value)} where a {name or 'class'} is expected")
     return value
 
 
@@ -150,7 +150,7 @@ def _items(folder: Path, storage: Any) -> dict[Key, Item]:
         file, offset, length = (place.value(each) for each in ("relative_path", "offset", "length"))
         if place.value("transform_descriptors"):
             raise PickleError(
-                f"{index.value('fqn')!r:.80} is compressed or otherwise transformed, which is not read"
+                f"{shown(index.value('fqn'))} is compressed or otherwise transformed, which is not read"
             )
         if (
             not isinstance(file, str)
@@ -158,7 +158,7 @@ def _items(folder: Path, storage: Any) -> dict[Key, Item]:
             or type(offset) is not int
             or type(length) is not int
         ):
-            raise PickleError(f"it refers to {file!r:.80}, which is no file of its folder")
+            raise PickleError(f"it refers to {shown(file)}, which is no file of its folder")
         first = index.value("offset")
         items[index.value("fqn"), None if first is None else tuple(first)] = Item(
             folder / file, offset, length
@@ -170,7 +170,7 @@ def _tensor(name: str, entry: Stub, items: Mapping[Key, Item]) -> Lazy:
     shape, chunks = entry.value("size"), entry.value("chunks")
     dtype = _stub(entry.value("properties")).state[0]
     if not isinstance(dtype, torch.dtype) or not isinstance(shape, tuple):
-        raise PickleError(f"{name} is described as {dtype!r:.40} {shape!r:.40}")
+        raise PickleError(f"{name} is described as {shown(dtype)} {shown(shape)}")
     pieces: dict[Slice, Lazy] = {}
     for chunk in chunks:
         first, sizes = _stub(chunk).value("offsets"), _stub(chunk).value("sizes")
@@ -186,7 +186,7 @@ def _tensor(name: str, entry: Stub, items: Mapping[Key, Item]) -> Lazy:
 def _piece(name: str, item: Item, dtype: torch.dtype, sizes: tuple[int, ...]) -> Lazy:
     lazy = item.open().content
     if not isinstance(lazy, (LazyTensor, StridedTensor)):
-        raise PickleError(f"{name} is {lazy!r:.80} in {item.path.name}, not a tensor")
+        raise PickleError(f"{name} is {shown(lazy)} in {item.path.name}, not a tensor")
     if lazy.dtype != dtype or math.prod(lazy.shape) != math.prod(sizes):
         raise PickleError(
             f"{name} is {lazy.dtype} {list(lazy.shape)} in {item.path.name}, not {dtype} {list(sizes)}"

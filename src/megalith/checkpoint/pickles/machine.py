@@ -9,20 +9,21 @@ Knows the protocols 0 to 5 and how much a pickle may ask for. Knows nothing of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, Protocol
 
+from megalith.checkpoint.pickles.keys import as_key, fill
 from megalith.checkpoint.pickles.opcodes import ARGUMENTS
 from megalith.checkpoint.pickles.source import PickleError, Refused, Stream
 
 FREE_OBJECTS, BYTES_PER_OBJECT, MAX_OBJECTS = 200_000, 4, 6_000_000
 """Containers and calls of a pickle: so many are always allowed, then one for so many bytes of it, and never more than that."""
+FREE_COPIES, COPIES_PER_BYTE = 1 << 20, 2
+"""Values and bytes handed to calls and states: each may copy them, and one that is shared could be copied for ever."""
 MAX_STACK = 1_000_000
 """Values on the stack at once: a pickler puts a tuple's there, and of a list or a dict a thousand at a time."""
 MEMO_GAP = 16
 """How far ahead of the last a memo number may be: picklers count one by one."""
-MAX_KEY_DEPTH, MAX_KEY_WIDTH = 2, 32
-"""Of tuples that are keys: hashing one that is nested a million deep would overflow the processor's stack."""
 
 _MARK, _HOLE = object(), object()
 _CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
@@ -61,6 +62,7 @@ class Machine:
         self._stack: list[Any] = []
         self._memo: list[Any] = []
         self._left = min(MAX_OBJECTS, FREE_OBJECTS + stream.left // BYTES_PER_OBJECT)
+        self._copies = FREE_COPIES + stream.left * COPIES_PER_BYTE
         self._does = self._actions()
 
     def run(self) -> Any:
@@ -98,7 +100,7 @@ class Machine:
             ord(")"): lambda _: self._stack.append(()),
             0x8F: lambda _: push(set()),
             ord("l"): lambda _: push(self._above()),
-            ord("d"): lambda _: push(_dict({}, self._above())),
+            ord("d"): lambda _: push(fill({}, self._above())),
             ord("t"): lambda _: push(tuple(self._above())),
             0x91: lambda _: push(frozenset(map(as_key, self._above()))),
             0x85: lambda _: push(tuple(self._last(1))),
@@ -114,7 +116,7 @@ class Machine:
             ord("R"): lambda _: self._call(*self._last(2)),
             0x81: lambda _: self._call(*self._last(2)),
             0x92: lambda _: self._call_with_names(*self._last(3)),
-            ord("i"): lambda name: push(self._world.call(self._world.find(*name), tuple(self._above()))),
+            ord("i"): lambda name: self._call(self._world.find(*name), tuple(self._above())),
             ord("o"): lambda _: self._call_above(self._above()),
             ord("b"): lambda _: self._build(self._pop()),
             ord("P"): lambda reference: push(self._world.outside(reference)),
@@ -171,9 +173,9 @@ class Machine:
     def _set(self, flat: list[Any]) -> None:
         target = self._top()
         if isinstance(target, dict):
-            _dict(target, flat)
+            fill(target, flat)
         else:
-            self._world.extend(target, list(_dict({}, flat).items()), pairs=True)
+            self._world.extend(target, list(fill({}, flat).items()), pairs=True)
 
     def _add(self, items: list[Any]) -> None:
         target = self._top()
@@ -189,20 +191,27 @@ class Machine:
     def _call(self, made_by: Any, args: Any) -> None:
         if type(args) is not tuple:
             raise PickleError("it calls something with other than a tuple")
+        self._charge(args)
         self._push(self._world.call(made_by, args))
+
+    def _charge(self, values: Any) -> None:
+        self._copies -= sum(len(each) for each in values if isinstance(each, Sized))
+        if self._copies < 0:
+            raise PickleError("it copies more than a pickle of its length explains")
 
     def _call_with_names(self, made_by: Any, args: Any, named: Any) -> None:
         if type(args) is not tuple or type(named) is not dict:
             raise PickleError("it calls something with other than a tuple and names")
-        self._push(self._world.call(made_by, (*args, named) if named else args))
+        self._call(made_by, (*args, named) if named else args)
 
     def _call_above(self, above: list[Any]) -> None:
         if not above:
             raise PickleError("it makes an object of nothing")
-        self._push(self._world.call(above[0], tuple(above[1:])))
+        self._call(above[0], tuple(above[1:]))
 
     def _build(self, state: Any) -> None:
         made = self._pop()
+        self._charge(state if type(state) is tuple else ())
         after = self._world.build(made, state)
         self._stack.append(after)
         if after is not made:  # the memo got it just before its state
@@ -221,25 +230,6 @@ class Machine:
             raise PickleError(f"it goes from {len(self._memo)} to {number} in its memo")
         self._memo.extend([_HOLE] * (gap + 1))
         self._memo[number] = self._top()
-
-
-def _dict(target: dict[Any, Any], flat: list[Any]) -> dict[Any, Any]:
-    if len(flat) % 2:
-        raise PickleError("a key without a value")
-    for index in range(0, len(flat), 2):
-        target[as_key(flat[index])] = flat[index + 1]
-    return target
-
-
-def as_key(value: Any, depth: int = 0) -> Any:
-    if isinstance(value, (list, dict, set, bytearray)) or depth > MAX_KEY_DEPTH:
-        raise PickleError("a key of a kind that keys cannot be")
-    if isinstance(value, tuple):
-        if len(value) > MAX_KEY_WIDTH:
-            raise PickleError(f"a key of {len(value)} values")
-        for each in value:
-            as_key(each, depth + 1)
-    return value
 
 
 def _extension(code: int) -> None:

@@ -6,7 +6,7 @@ Strings of Python 2 (`U`, `T`, `S`) were text or bytes, nobody knows: ASCII is r
 
 from __future__ import annotations
 
-import codecs
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +17,9 @@ MAX_TEXT = 1 << 28
 """Bytes of one string or byte string."""
 MAX_LONG = 1 << 10
 """Bytes of one whole number."""
+
+_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|.?)", re.DOTALL)
+_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"\\": b"\\", b"'": b"'", b'"': b'"'}
 
 Reader = Callable[[Stream], Any]
 
@@ -83,7 +86,16 @@ def _quoted(stream: Stream) -> str | bytes:
     line = stream.line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise PickleError("a string without its quotes")
-    return _either(codecs.escape_decode(line[1:-1])[0])
+    return _either(_ESCAPE.sub(_unescaped, line[1:-1]))
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    code = found[1]
+    if code[:1] == b"x":
+        return bytes([int(code[1:], 16)])
+    if code not in _ESCAPES:
+        raise PickleError(f"a string with the escape {code!r}")
+    return _ESCAPES[code]
 
 
 def _pair(stream: Stream) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from megalith.checkpoint.pickles.machine import as_key
-from megalith.checkpoint.pickles.source import PickleError, Unreadable
+from megalith.checkpoint.pickles.keys import as_key
+from megalith.checkpoint.pickles.source import PickleError, Unreadable, shown
 from megalith.checkpoint.pickles.stub import Maker, Stub
 
 _KINDS = frozenset("biufc")
@@ -39,7 +39,7 @@ def _sequence(args: tuple[Any, ...]) -> list[Any] | tuple[Any, ...]:
 def _encoded(args: tuple[Any, ...]) -> bytes:
     text, encoding = args
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "iso-8859-1"):
-        raise PickleError(f"bytes written as text of {encoding!r:.40}")
+        raise PickleError(f"bytes written as text of {shown(encoding)}")
     return text.encode("latin-1")
 
 
@@ -89,7 +89,7 @@ def _number_type(stub: Any) -> np.dtype[Any]:
     code = _text(stub.args[0])
     order = _text(stub.state[1]) if isinstance(stub.state, tuple) else "="
     if code[:1] not in _KINDS or not code[1:].isdecimal() or order not in _ORDERS:
-        raise Unreadable(f"it holds a numpy array of {code!r:.20}; arrays of plain numbers are read")
+        raise Unreadable(f"it holds a numpy array of {shown(code)}; arrays of plain numbers are read")
     return np.dtype(f"{_ORDERS[order]}{code}")
 
 
@@ -97,7 +97,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if not isinstance(value, str):
-        raise PickleError(f"{value!r:.40} where a text is expected")
+        raise PickleError(f"{shown(value)} where a text is expected")
     return value
 
 

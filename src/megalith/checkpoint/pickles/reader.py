@@ -17,7 +17,15 @@ from typing import Any
 from megalith.checkpoint.files import regular_size
 from megalith.checkpoint.pickles.archive import MAGIC, Archive
 from megalith.checkpoint.pickles.machine import Machine
-from megalith.checkpoint.pickles.source import PickleError, Refused, Stream, Unreadable, Window
+from megalith.checkpoint.pickles.source import (
+    PickleError,
+    Refused,
+    Stream,
+    Unreadable,
+    Window,
+    printable,
+    shown,
+)
 from megalith.checkpoint.pickles.tensors import Storage
 from megalith.checkpoint.pickles.world import Reading, Reference, measure
 from megalith.errors import CheckpointError
@@ -74,7 +82,11 @@ def guarded(path: Path, work: Callable[[Window], Any], *, offset: int = 0, lengt
             f"it cannot be read ({error.strerror or error})", where=str(path), fix="give a file"
         ) from None
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        what = str(error) if isinstance(error, PickleError) else f"its pickle is malformed ({error})"
+        what = (
+            str(error)
+            if isinstance(error, PickleError)
+            else f"its pickle is malformed ({printable(str(error))})"
+        )
         raise CheckpointError(what, where=str(path), fix=DAMAGED) from None
 
 
@@ -99,7 +111,7 @@ def _content(window: Window, path: Path) -> tuple[Reading, Any]:
 
 
 def _no_storage(reference: Reference) -> Storage:
-    raise PickleError(f"it refers to storage {reference.key}, which a plain pickle does not hold")
+    raise PickleError(f"it refers to storage {shown(reference.key)}, which a plain pickle does not hold")
 
 
 def _zipped(window: Window, path: Path) -> tuple[Reading, Any]:
@@ -119,7 +131,7 @@ def _zipped(window: Window, path: Path) -> tuple[Reading, Any]:
         first, size = archive.place(f"{root}data/{reference.key}")
         if not 0 <= size - reference.nbytes < reference.dtype.itemsize:
             what = f"{size} bytes where its pickle says {reference.numel} {reference.dtype}"
-            raise PickleError(f"storage {reference.key} has {what}")
+            raise PickleError(f"storage {shown(reference.key)} has {what}")
         place = window.start + first
         return _viewed(Storage(path, f"data/{reference.key}", reference.dtype, place, size), reference)
 
@@ -176,7 +188,7 @@ def _places(stream: Stream, keys: Any, references: dict[str, Reference]) -> dict
         count = int.from_bytes(stream.take(8), "little", signed=True)
         if count != references[key].numel:
             raise PickleError(
-                f"storage {key} has {count} elements where its pickle says {references[key].numel}"
+                f"storage {shown(key)} has {count} elements where its pickle says {references[key].numel}"
             )
         places[key] = stream.position
         stream.skip(references[key].nbytes)

@@ -14,7 +14,7 @@ from megalith.checkpoint.pickles.machine import Machine
 from megalith.checkpoint.pickles.names import Verdict, verdict
 from megalith.checkpoint.pickles.opcodes import ARGUMENTS
 from megalith.checkpoint.pickles.reader import LEGACY
-from megalith.checkpoint.pickles.source import PickleError, Refused, Stream
+from megalith.checkpoint.pickles.source import PickleError, Refused, Stream, printable
 from megalith.checkpoint.pickles.stub import Name, Stub
 from megalith.checkpoint.pickles.world import inert
 
@@ -37,6 +37,7 @@ class Recording:
 
     def note(self, name: str, found: Verdict) -> None:
         """Notes what a name would do; the worst counts."""
+        name = printable(name)
         if len(self.names) < MAX_NAMES and self.names.get(name) is not Verdict.RUNS:
             self.names[name] = found
 
@@ -87,7 +88,7 @@ def record(stream: Stream, world: Recording, *, alone: bool = False) -> str:
         _rest(stream, world)
     except BROKEN as error:
         _rest(stream, world)
-        return str(error) if isinstance(error, PickleError) else f"malformed ({error})"
+        return str(error) if isinstance(error, PickleError) else f"malformed ({printable(str(error))})"
     return ""
 
 

@@ -14,6 +14,30 @@ MAX_LINE = 1 << 20
 """Bytes of a line of the text opcodes of protocol 0."""
 
 
+MAX_SHOWN = 80
+"""Characters of a value or name of the file in a message."""
+
+
+def shown(value: object) -> str:
+    """A value of the file for a message: short, printable, and made without looking into containers (they may hold themselves)."""
+    if isinstance(value, (str, bytes)):
+        short = value[:MAX_SHOWN]
+        return ascii(short) + ("…" if len(value) > MAX_SHOWN else "")
+    if (
+        value is None
+        or isinstance(value, (bool, float))
+        or (isinstance(value, int) and value.bit_length() < 128)
+    ):
+        return str(value)
+    return f"a {type(value).__name__}"
+
+
+def printable(name: str) -> str:
+    """A name of the file as text that a terminal shows as it is, of bounded length."""
+    short = name[: 3 * MAX_SHOWN] + ("…" if len(name) > 3 * MAX_SHOWN else "")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in short)
+
+
 class PickleError(ValueError):
     """The bytes are not what they claim to be; the message says why."""
 
@@ -22,8 +46,8 @@ class Refused(PickleError):
     """The pickle names something that runs code: `name` is `module.name` as it stands in the file."""
 
     def __init__(self, name: str, why: str = "") -> None:
-        self.name = name
-        super().__init__(f"loading it would have run {name}{why}")
+        self.name = printable(name)
+        super().__init__(f"loading it would have run {self.name}{why}")
 
 
 class Unreadable(PickleError):

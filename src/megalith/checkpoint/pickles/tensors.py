@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from megalith.checkpoint.lazy import Lazy
-from megalith.checkpoint.pickles.source import PickleError, Unreadable
+from megalith.checkpoint.pickles.source import PickleError, Unreadable, shown
 from megalith.checkpoint.pickles.stub import Maker, Name
 from megalith.checkpoint.slices import whole
 from megalith.checkpoint.tensor_files import BUFFER, LazyTensor, Part
@@ -92,7 +92,9 @@ def place(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype
         raise PickleError("a tensor of something that is no storage")
     shape, stride = _sizes(shape), _sizes(stride)
     if type(offset) is not int or offset < 0 or len(shape) != len(stride):
-        raise PickleError(f"a tensor at {offset!r:.40} of {shape} with strides {stride}")
+        raise PickleError(f"a tensor at {shown(offset)} of {shape} with strides {stride}")
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise PickleError(f"a tensor {list(shape)}")
     dtype = dtype or storage.dtype
     first, size = storage.offset + offset * dtype.itemsize, math.prod(shape) * dtype.itemsize
     if math.prod(shape) == 0:
@@ -111,11 +113,9 @@ def place(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, tuple) or len(value) > MAX_DIMS:
-        raise PickleError(f"a shape of {value!r:.40}")
-    if any(type(size) is not int or size < 0 for size in value):
-        raise PickleError(f"a shape of {value!r:.40}")
-    if math.prod(size for size in value if size) > MAX_ELEMENTS:
-        raise PickleError(f"a shape of {value!r:.40}")
+        raise PickleError(f"a shape of {shown(value)}")
+    if any(type(size) is not int or not 0 <= size <= MAX_ELEMENTS for size in value):
+        raise PickleError("a shape or strides of something else than sizes")
     return value
 
 
@@ -138,7 +138,7 @@ def _v3(args: tuple[Any, ...]) -> Lazy:
     storage, offset, shape, stride, _, _, dtype, *metadata = args
     _plain(metadata)
     if not isinstance(dtype, torch.dtype):
-        raise PickleError(f"a tensor of dtype {dtype!r:.40}")
+        raise PickleError(f"a tensor of dtype {shown(dtype)}")
     return place(storage, offset, shape, stride, dtype)
 
 
@@ -155,7 +155,7 @@ def _of_type(args: tuple[Any, ...]) -> Any:
     made_by, _, inner, _ = args
     maker = MAKERS.get((made_by.module, made_by.name)) if isinstance(made_by, Name) else None
     if maker is None:
-        raise PickleError(f"a tensor made by {made_by!r:.80}")
+        raise PickleError(f"a tensor made by {shown(made_by)}")
     return maker(inner)
 
 

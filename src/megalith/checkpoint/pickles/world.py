@@ -13,7 +13,7 @@ import torch
 
 from megalith.checkpoint.pickles import plain, tensors
 from megalith.checkpoint.pickles.names import DTYPES, STORAGES, UNREADABLE, Verdict, modern, verdict
-from megalith.checkpoint.pickles.source import PickleError, Refused, Unreadable
+from megalith.checkpoint.pickles.source import PickleError, Refused, Unreadable, shown
 from megalith.checkpoint.pickles.stub import Name, Stub
 from megalith.checkpoint.pickles.tensors import Storage, StridedTensor
 from megalith.checkpoint.tensor_files import LazyTensor
@@ -63,7 +63,7 @@ class Reading:
     def call(self, made_by: Any, args: tuple[Any, ...]) -> Any:
         """A tensor, a plain value or a stub."""
         if not isinstance(made_by, Name):
-            raise PickleError(f"it calls {made_by!r:.80}, which is no class")
+            raise PickleError(f"it calls {shown(made_by)}, which is no class")
         key = made_by.module, made_by.name
         if key in _MAKERS:
             return _MAKERS[key](args)
@@ -78,12 +78,12 @@ class Reading:
             return plain.array(state) if (made.module, made.name) == ("numpy", "ndarray") else made
         if isinstance(made, (dict, LazyTensor, StridedTensor)):
             return made
-        raise PickleError(f"it gives a state to {made!r:.80}")
+        raise PickleError(f"it gives a state to {shown(made)}")
 
     def extend(self, made: Any, items: list[Any], *, pairs: bool) -> None:
         """Adds to what a stub holds."""
         if not isinstance(made, Stub):
-            raise PickleError(f"it adds items to {made!r:.80}")
+            raise PickleError(f"it adds items to {shown(made)}")
         (made.pairs if pairs else made.entries).extend(items)
 
     def outside(self, reference: Any) -> Any:
@@ -94,7 +94,7 @@ class Reading:
         known = self._seen.setdefault(found.key, found)
         if (known.dtype, known.numel, known.typed) != (found.dtype, found.numel, found.typed):
             raise PickleError(
-                f"storage {found.key} is {known.numel} {known.dtype}, and {found.numel} {found.dtype}"
+                f"storage {shown(found.key)} is {known.numel} {known.dtype}, and {found.numel} {found.dtype}"
             )
         return self._storage(found)
 
@@ -112,7 +112,7 @@ def inert(made_by: Name, args: tuple[Any, ...]) -> Stub:
     if name == "_reconstructor":  # what protocols 0 and 1 make objects with
         owner = args[0] if args else None
         if not isinstance(owner, Name) or verdict(owner.module, owner.name) is not Verdict.INERT:
-            raise Refused("copyreg._reconstructor", f" on {owner!s:.80}")
+            raise Refused("copyreg._reconstructor", f" on {shown(str(owner))}")
         return Stub(owner.module, owner.name)
     return Stub(module, name, args)
 
@@ -120,13 +120,13 @@ def inert(made_by: Name, args: tuple[Any, ...]) -> Stub:
 def refer(reference: Any) -> Reference:
     """A storage reference, checked. Raises `PickleError`."""
     if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
-        raise PickleError(f"it refers to {reference!r:.80}, which is no storage")
+        raise PickleError(f"it refers to {shown(reference)}, which is no storage")
     _, kind, key, _, numel = reference[:5]
     view = reference[5] if len(reference) == 6 else None
     if not isinstance(kind, Name) or kind.name not in STORAGES or not kind.module.startswith("torch"):
-        raise PickleError(f"a storage of {kind!r:.80}")
+        raise PickleError(f"a storage of {shown(kind)}")
     if type(numel) is not int or not 0 <= numel <= tensors.MAX_ELEMENTS or not isinstance(key, str):
-        raise PickleError(f"a storage {key!r:.40} of {numel!r:.40} elements")
+        raise PickleError(f"a storage {shown(key)} of {shown(numel)} elements")
     return Reference(key, STORAGES[kind.name], numel, _view(view, numel), "Untyped" not in kind.name)
 
 
@@ -135,7 +135,7 @@ def _view(view: Any, numel: int) -> tuple[int, int] | None:
         return None
     _, first, size = view
     if type(first) is not int or type(size) is not int or not 0 <= first <= first + size <= numel:
-        raise PickleError(f"a view {first!r:.40}, {size!r:.40} of a storage of {numel} elements")
+        raise PickleError(f"a view {shown(first)}, {shown(size)} of a storage of {numel} elements")
     return first, size
 
 
@@ -145,33 +145,37 @@ def measure(content: Any) -> None:
     Without recursion, each container once: `sizes` has (values, depth) of those that are finished.
     """
     sizes: dict[int, tuple[int, int]] = {}
+    begun: set[int] = set()
     stack = [(content, False)]
-    open_ones: set[int] = set()
     while stack:
         value, finished = stack.pop()
-        inner = _inside(value)
-        if inner is None or id(value) in sizes:
+        if id(value) in sizes:
             continue
-        if not finished:
-            if id(value) in open_ones:
-                raise PickleError("it holds something that holds itself")
-            open_ones.add(id(value))
+        values = _inside(value)
+        inner = [each for each in values if isinstance(each, _CONTAINERS)]
+        if finished:
+            parts = [sizes[id(each)] for each in inner]
+            total = 1 + len(values) + sum(part[0] for part in parts)
+            depth = 1 + max((part[1] for part in parts), default=0)
+            if depth > MAX_DEPTH or total > MAX_VALUES:
+                raise PickleError(
+                    f"it stands for {total} values, {depth} deep; {MAX_VALUES}, {MAX_DEPTH} deep, are read"
+                )
+            sizes[id(value)] = total, depth
+        elif id(value) in begun:
+            raise PickleError("it holds something that holds itself")
+        else:
+            begun.add(id(value))
             stack.append((value, True))
             stack.extend((each, False) for each in inner)
-            continue
-        open_ones.discard(id(value))
-        parts = [sizes.get(id(each), (1, 0)) for each in inner]
-        total, depth = 1 + sum(part[0] for part in parts), 1 + max((part[1] for part in parts), default=0)
-        if depth > MAX_DEPTH or total > MAX_VALUES:
-            raise PickleError(
-                f"it stands for {total} values, {depth} deep; {MAX_VALUES} and {MAX_DEPTH} are read at most"
-            )
-        sizes[id(value)] = total, depth
 
 
-def _inside(value: Any) -> list[Any] | None:
+_CONTAINERS = (dict, list, tuple, set, frozenset, Stub)
+
+
+def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return list(value)
-    return value.children() if isinstance(value, Stub) else None
+    if isinstance(value, Stub):
+        return value.children()
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else []
