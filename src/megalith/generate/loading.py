@@ -1,4 +1,4 @@
-"""From a path to a model that is ready to read: weights, architecture, tokenizer, precision.
+"""From a path to a model that is ready to read: weights, architecture, tokenizer, precision. Any format, any layout.
 
     meta model ─ shared among tensor ranks ─ memory ─ this process's parts of a checkpoint of any layout ─ cast for reading
 
@@ -7,7 +7,7 @@ Builds no optimizer, and initialises nothing that is loaded anyway. Knows no dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from megalith.checkpoint import foreign as foreign_files
+from megalith.checkpoint.foreign import find, open_foreign
+from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.manifest import TOKENIZER
-from megalith.checkpoint.open import resolve
 from megalith.checkpoint.reading import load, read_state, read_tensors
-from megalith.errors import CheckpointError, DataError
+from megalith.errors import CheckpointError, DataError, MegalithError
 from megalith.generate.crew import Crew
 from megalith.generate.reading import prepare_for_reading
 from megalith.models.family import understand
@@ -40,6 +42,8 @@ class Loaded:
     folder: Path
     state: Mapping[str, Any]
     crew: Crew = field(default_factory=Crew)
+    notices: tuple[str, ...] = ()
+    """What a person should know of a checkpoint that another program wrote."""
 
     @property
     def step(self) -> int:
@@ -63,37 +67,94 @@ class Loaded:
         return self.tokenizer
 
 
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of any format as `load_model` needs it. `exact`: tensors are filled in the dtype that they are saved in only."""
+
+    folder: Path
+    state: Mapping[str, Any]
+    dtype: torch.dtype
+    exact: bool
+    tokens: Path | None
+    fill: Callable[[Mapping[str, torch.Tensor], Crew], object]
+    notices: tuple[str, ...] = ()
+
+
 def load_model(
     path: str | Path,
     *,
     device: str = "auto",
     precision: str = "auto",
     tokenizer: str | None = None,
+    config_file: str | Path | None = None,
     crew: Crew | None = None,
 ) -> Loaded:
-    """Loads a run folder's newest checkpoint, or a step folder, for reading, whatever layout saved it.
+    """Loads a checkpoint for reading, whatever wrote it and whatever layout saved it.
 
-    `tokenizer` (a tokenizer.json, or a folder with one) replaces the checkpoint's own. `crew`: the processes that read it
+    `path`: a run folder (its newest checkpoint), a step folder, a folder of transformers, or what Megatron wrote (its root, an
+    iteration, a rank's folder, a single file, torch_dist). `tokenizer` (a tokenizer.json, or a folder with one) replaces the
+    checkpoint's own; `config_file` (JSON or YAML) says what Megatron's files do not. `crew`: the processes that read it
     together, each of which must call this, on its device; else this one alone does, on `device`.
     Errors: `CheckpointError` when it is not there, is damaged, or holds no model that this version knows; `DataError` for a
     tokenizer that has more tokens than the model; `ConfigError` for a model that cannot be shared by so many.
     """
     crew = crew or Crew(Topology.single(choose_device(device)))
-    folder = crew.lead(lambda: resolve(path))  # a run may publish another one meanwhile
-    state = read_state(folder)
-    model_class, config = understand(state, where=str(folder))
+    found = crew.lead(lambda: find(path))  # a run may publish another one meanwhile
+    if found.is_native:
+        source = native(found.folder)
+    else:
+        source = of_others(open_foreign(found.folder, config_file=config_file, tokenizer=tokenizer))
+    model_class, config = understand(source.state, where=str(source.folder))
     crew.check(config)
-    spelling = open_tokenizer(folder, tokenizer, config.vocab_size)
+    spelling, notices = _spelling(source, tokenizer, config.vocab_size)
+    if precision == "auto" and source.dtype == torch.float64 and not source.exact:
+        precision = "64"
     numbers = precision_of(resolve_precision(precision, crew.topology.device).value)
-    saved = saved_dtype(folder)
+    built = source.dtype if source.exact else numbers.parameters
     with torch.device("meta"):
-        model = model_class(config).to(saved)
+        model = model_class(config).to(built)
     share_tensors(model, crew.topology)
     allocate(model, crew.topology.device)
-    load(folder, {f"model.{name}": p.detach() for name, p in model.named_parameters()}, team=crew.team)
-    if saved != numbers.parameters:
+    source.fill({f"model.{name}": p.detach() for name, p in model.named_parameters()}, crew)
+    if built != numbers.parameters:
         model.to(numbers.parameters)
-    return Loaded(prepare_for_reading(model, numbers.compute), spelling, folder, state, crew)
+    ready = prepare_for_reading(model, numbers.compute)
+    return Loaded(ready, spelling, source.folder, source.state, crew, (*source.notices, *notices))
+
+
+def native(folder: Path) -> Source:
+    """A step folder of our own."""
+    tokens = folder / TOKENIZER
+
+    def fill(tensors: Mapping[str, torch.Tensor], crew: Crew) -> object:
+        return load(folder, tensors, team=crew.team)
+
+    return Source(
+        folder, read_state(folder), saved_dtype(folder), True, tokens if tokens.is_dir() else None, fill
+    )
+
+
+def of_others(foreign: Foreign) -> Source:
+    """What another program wrote."""
+
+    def fill(tensors: Mapping[str, torch.Tensor], crew: Crew) -> object:
+        return foreign_files.load(foreign, tensors, team=crew.team)
+
+    return Source(
+        foreign.path, foreign.described(), foreign.dtype, False, foreign.tokenizer, fill, foreign.notices
+    )
+
+
+def _spelling(
+    source: Source, named: str | None, vocabulary: int
+) -> tuple[DefinedTokenizer | None, tuple[str, ...]]:
+    """The tokenizer, and what to say where another program's own cannot be read: its weights can."""
+    try:
+        return open_tokenizer(source.tokens, named, vocabulary), ()
+    except MegalithError as error:
+        if named or source.exact:
+            raise
+        return None, (f"its tokenizer is left out: {error.problem.what} ({source.tokens})",)
 
 
 def saved_dtype(folder: Path) -> torch.dtype:
@@ -109,10 +170,10 @@ def allocate(model: nn.Module, device: torch.device) -> None:
             setattr(module, name, nn.Parameter(memory, requires_grad=False))
 
 
-def open_tokenizer(folder: Path, named: str | None, vocabulary: int) -> DefinedTokenizer | None:
+def open_tokenizer(own: Path | None, named: str | None, vocabulary: int) -> DefinedTokenizer | None:
     """The tokenizer of that name, or the checkpoint's own; None when there is neither."""
-    tokens = Path(named) if named else folder / TOKENIZER
-    if not named and not tokens.is_dir():
+    tokens = Path(named) if named else own
+    if tokens is None:
         return None
     found = load_tokenizer(tokens)
     if found.vocab_size > vocabulary:

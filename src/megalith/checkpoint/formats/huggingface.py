@@ -32,9 +32,11 @@ INCOMPLETE = "copy the folder again: a file is missing or was cut short"
 MAX_JSON = 1 << 28
 
 
-def is_folder(path: Path) -> bool:
-    """Is this a folder of transformers?"""
-    return path.is_dir() and (path / CONFIG).is_file() and "model_type" in _peek(path / CONFIG)
+def locate(path: Path) -> Path | None:
+    """The folder, or that of a file of it, when transformers wrote it; None for anything else."""
+    folder = path.parent if path.name in (CONFIG, *WEIGHTS) else path
+    is_theirs = (folder / CONFIG).is_file() and "model_type" in _peek(folder / CONFIG)
+    return folder.resolve() if is_theirs else None
 
 
 def open_folder(path: Path) -> Foreign:

@@ -7,6 +7,7 @@ rows is that of one part, so that a rank's rows are put right before they are jo
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from megalith.checkpoint.mapping import (
     SAME,
@@ -54,6 +55,7 @@ def legacy(version: int) -> Table:
         ),
         aliases=(
             (r"^module\.", ""),
+            (r"^(?=(embedding|transformer|encoder|output_layer)\.)", "language_model."),
             (
                 r"^language_model\.(word|position|tokentype)_embeddings",
                 r"language_model.embedding.\1_embeddings",
@@ -98,3 +100,17 @@ CORE = Table(
     ),
     ignored=(r"_extra_state", r"rotary_pos_emb\.inv_freq$"),
 )
+
+_GATE, _UP = "blocks.{layer}.mlp.gate", "blocks.{layer}.mlp.up"
+CORE_SPLIT = replace(
+    CORE,
+    rules=(
+        *(
+            Rule((f"{native}.{kind}",), (f"{_CORE}.mlp.linear_fc1.{kind}_{letter}",), cut=0)
+            for native, letter in ((_GATE, "w"), (_UP, "v"))
+            for kind in ("weight", "bias")
+        ),
+        *CORE.rules,
+    ),
+)
+"""Gate and values under names of their own, as some torch_dist folders have them."""

@@ -1,0 +1,220 @@
+"""Checkpoints of Megatron-LM and megatron-core, every version, as models of ours.
+
+    megatron_files ─▶ megatron_read ─▶ tensors by whole-model names ─┐
+    args, config_file, shapes ─ megatron_args ─▶ ModelConfig ────────┴─▶ Foreign
+
+Decides which table holds and what the true vocabulary is. Where files lie, what they hold, what arguments mean and what tensors
+are called is said by the modules of these names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megalith.checkpoint.formats.foreign import Foreign, padding
+from megalith.checkpoint.formats.huggingface import find_tokenizer
+from megalith.checkpoint.formats.megatron_args import Facts, read_config_file, refuse_others, settle
+from megalith.checkpoint.formats.megatron_read import Read, read_files
+from megalith.checkpoint.formats.megatron_shapes import Seen, see
+from megalith.checkpoint.formats.megatron_tables import CORE, CORE_SPLIT, VERSIONS, legacy
+from megalith.checkpoint.mapped import Parts
+from megalith.checkpoint.mapping import Table
+from megalith.checkpoint.pickles.stub import Stub
+from megalith.errors import CheckpointError, MegalithError
+from megalith.models.config import ModelConfig
+from megalith.tokenizers.load import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a person says of a checkpoint that does not say it itself."""
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    vocab_size: int | None = None
+    tokenizer: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config_file: str | Path | Mapping[str, Any] | None,
+        vocab_size: int | None,
+        tokenizer: str | Path | None,
+    ) -> Told:
+        """From a file (JSON, YAML) or the values themselves."""
+        named = None if tokenizer is None else Path(tokenizer).expanduser()
+        if isinstance(config_file, str | Path):
+            path = Path(config_file)
+            return cls(read_config_file(path), path.name, vocab_size, named)
+        return cls(dict(config_file or {}), "the model's keys", vocab_size, named)
+
+
+def open_files(path: Path, told: Told) -> Foreign:
+    """The model of an iteration's folder, a torch_dist folder or a single file; no tensor is read.
+
+    Errors: `CheckpointError` for missing ranks, unknown versions, arguments that make another model than ours can be.
+    """
+    where = str(path)
+    read = read_files(path)
+    args = _arguments(read.common.get("args"))
+    facts = _facts(args, told, where)
+    refuse_others(facts, where=where)
+    _refuse_missing_ranks(args, read.sizes, where)
+    version = _version(read.common, where)
+    table = _table(read, version)
+    _refuse_other_families(read.tensors, where)
+    seen = see(table, read.tensors, where=where)
+    settle(facts, seen, where=where)
+    tokenizer, notices = _find_tokenizer(path, told)
+    vocabulary, source = _vocabulary(seen, facts, told, tokenizer)
+    if not source:
+        source = "the stored size, padding included"
+        notices += (
+            f"the true vocabulary is not known: {vocabulary:,} tokens are kept as stored, padding included "
+            "(--tokenizer tells it)",
+        )
+    if vocabulary > seen.rows:
+        what = f"{source} has {vocabulary} tokens, its table {seen.rows} rows"
+        raise CheckpointError(what, where=where, fix="give the tokenizer that it was trained with")
+    fields = facts.fields | {
+        "vocab_size": vocabulary,
+        "make_vocab_size_divisible_by": padding(vocabulary, seen.rows),
+    }
+    return Foreign(
+        kind=read.kind,
+        path=path,
+        family="gpt",
+        config=_config(fields, where),
+        table=table,
+        parts=read.tensors,
+        tokenizer=tokenizer,
+        state=_state(read.common, args),
+        provenance={
+            "format": read.kind,
+            "checkpoint_version": version,
+            "tensor_model_parallel_size": read.sizes[0],
+            "pipeline_model_parallel_size": read.sizes[1],
+            "iteration": read.common.get("iteration"),
+            "vocabulary": f"{vocabulary} by {source}, {seen.rows} rows stored",
+            "origins": facts.origins,
+            "args": {name: value for name, value in args.items() if _is_plain(value)},
+        },
+        notices=notices,
+    )
+
+
+def _arguments(args: Any) -> dict[str, Any]:
+    """A pickled Namespace's values, which was never unpickled."""
+    values = args.state if isinstance(args, Stub) else args
+    return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _facts(args: Mapping[str, Any], told: Told, where: str) -> Facts:
+    """The file's own arguments, filled up by what a person says. Errors: `CheckpointError` where the two contradict."""
+    given = {name: value for name, value in told.facts.items() if value is not None}
+    wrong = [
+        f"{name}: {args[name]!r} in the file's args, {value!r} in {told.source}"
+        for name, value in given.items()
+        if args.get(name) is not None and args[name] != value
+    ]
+    if wrong:
+        raise CheckpointError(
+            "\n    ".join(["it is told to be another model than it says", *wrong]), where=where
+        )
+    own = {name: value for name, value in args.items() if value is not None}
+    return Facts({**given, **args, **own}, "args" if args else told.source)
+
+
+def _refuse_missing_ranks(args: Mapping[str, Any], sizes: tuple[int, int], where: str) -> None:
+    if sizes == (1, 1) and args.get("use_dist_ckpt"):
+        return
+    said = (
+        args.get("tensor_model_parallel_size") or args.get("model_parallel_size") or sizes[0],
+        args.get("pipeline_model_parallel_size") or sizes[1],
+    )
+    if said != sizes:
+        raise CheckpointError(
+            f"it is of {said[0]} tensor-parallel ranks and {said[1]} pipeline stages by its args, there are files of "
+            f"{sizes[0]} and {sizes[1]}",
+            where=where,
+            fix="give the folder of the whole iteration, with every mp_rank folder in it",
+        )
+
+
+def _version(common: Mapping[str, Any], where: str) -> int:
+    version = common.get("checkpoint_version", 0)
+    if not isinstance(version, int | float) or int(version) not in VERSIONS:
+        raise CheckpointError(f"its checkpoint_version is {version!r}; 0 to 3 are known", where=where)
+    return int(version)
+
+
+def _table(read: Read, version: int) -> Table:
+    if read.kind == "megatron":
+        return legacy(version)
+    split = any(name.endswith(".linear_fc1.weight_w") for name in read.tensors)
+    return CORE_SPLIT if split else CORE
+
+
+def _refuse_other_families(tensors: Mapping[str, Parts], where: str) -> None:
+    signs = {
+        "BERT": r"(^|\.)(lm_head|binary_head|pooler)\.|tokentype_embeddings",
+        "T5": r"inter_attention|cross_attention|language_model\.decoder\.",
+    }
+    for family, pattern in signs.items():
+        found = next((name for name in tensors if re.search(pattern, name)), None)
+        if found:
+            raise CheckpointError(f"it is a {family} (there is {found}); this version reads GPT", where=where)
+
+
+def _find_tokenizer(path: Path, told: Told) -> tuple[Path | None, tuple[str, ...]]:
+    if told.tokenizer is not None:
+        return told.tokenizer, ()
+    folder = path if path.is_dir() else path.parent
+    for place in (folder, folder.parent):
+        found, notices = find_tokenizer(place)
+        if found is not None or notices:
+            return found, notices
+    return None, ()
+
+
+def _vocabulary(seen: Seen, facts: Facts, told: Told, tokenizer: Path | None) -> tuple[int, str]:
+    """(true vocabulary, who says so); the stored size and "" where nobody does."""
+    if told.vocab_size is not None:
+        return told.vocab_size, "the model's keys"
+    if tokenizer is not None:
+        try:
+            size = load_tokenizer(tokenizer).vocab_size
+        except MegalithError:
+            if told.tokenizer is not None:
+                raise
+        else:
+            if told.tokenizer is not None or size <= seen.rows:
+                return size, f"the tokenizer {tokenizer}"
+    said = facts.said.get("vocab_size")
+    if isinstance(said, int) and 0 < said <= seen.rows:
+        return said, f"vocab_size ({facts.source})"
+    return seen.rows, ""
+
+
+def _config(fields: Mapping[str, Any], where: str) -> ModelConfig:
+    try:
+        return ModelConfig(**fields)
+    except ValueError as error:
+        raise CheckpointError(f"its sizes make no model: {error}", where=where) from None
+
+
+def _state(common: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Step and consumed samples, as our state.json names them."""
+    step, consumed = common.get("iteration"), args.get("consumed_train_samples")
+    found = {"step": step if isinstance(step, int) else 0}
+    return found | ({"consumed_samples": consumed} if isinstance(consumed, int) else {})
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
