@@ -118,7 +118,9 @@ def write_core(folder: Path, whole: Whole, layout: CoreLayout, facts: dict[str, 
             torch.save(common, step / "common.pt")
         else:
             state["common_state/shard_0_1"] = [common]
-        writer = dcp.FileSystemWriter(step, thread_count=2)  # two files, as megatron-core's ranks write
+        writer = dcp.FileSystemWriter(
+            step, thread_count=2, sync_files=False
+        )  # two files, as megatron-core's ranks write
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.save(state, storage_writer=writer, planner=Planner(flatten_state_dict=False), no_dist=True)
