@@ -178,11 +178,16 @@ def test_every_impossible_combination_at_once():
     assert "8 or 12" in found["model.global_batch_size"][1]
 
 
-@pytest.mark.parametrize("key", ["context_parallel_size", "expert_model_parallel_size"])
-def test_parallel_sizes_are_refused_by_name(key):
-    found = problems(f"model.{key}=2")
-    assert f"model.{key}" in found
+def test_expert_parallelism_is_refused_by_name():
+    found = problems("model.expert_model_parallel_size=2")
+    assert "model.expert_model_parallel_size" in found
     assert "not built yet" in str(found)
+
+
+def test_context_parallelism_needs_chunks_of_one_length():
+    assert run("model.context_parallel_size=2", "model.encoder_seq_length=64").config
+    found = problems("model.context_parallel_size=3", "model.encoder_seq_length=64")
+    assert "context ∈ {1, 2, 4, 8, 16, 32}" in found["model.context_parallel_size"][1]
 
 
 def test_the_whole_ramp_is_checked_before_the_first_step():

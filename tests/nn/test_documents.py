@@ -111,7 +111,7 @@ def test_cores_agree(groups, scale):
     weight = torch.randn(eager.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wanted = torch.autograd.grad((eager * weight).sum(), tensors)
     for found in (
-        sdpa.attend(*tensors, mask=document_mask(DOCUMENTS)),
+        sdpa.attend(*tensors, mask=document_mask(DOCUMENTS, DOCUMENTS.shape[1])),
         sdpa.by_document(*tensors, document_lengths(DOCUMENTS)),
         sdpa(*tensors, visibility, None),
     ):
@@ -126,7 +126,7 @@ def test_flex_blocks_agree(groups):
     """Forward only: flex has no CPU backward."""
     q, k, v = (x.detach() for x in qkv(groups=groups))
     found = FlexCore(spec("flex", groups=groups))(
-        q, k, v, Visibility(blocks=document_blocks(DOCUMENTS)), None
+        q, k, v, Visibility(blocks=document_blocks(DOCUMENTS, DOCUMENTS.shape[1])), None
     )
     wanted = SDPACore(spec(groups=groups))(q, k, v, Visibility(documents=DOCUMENTS), None)
     assert (found - wanted).abs().max() < 1e-14
@@ -164,7 +164,7 @@ def test_fast_cores_refuse_dropout_of_probabilities(core):
 @pytest.mark.parametrize("core", ["sdpa", "eager"])
 def test_other_cores_refuse_block_masks(core):
     with pytest.raises(UnsupportedError, match="flex core"):
-        make_core(spec(core))(*qkv(), Visibility(blocks=document_blocks(DOCUMENTS)), None)
+        make_core(spec(core))(*qkv(), Visibility(blocks=document_blocks(DOCUMENTS, DOCUMENTS.shape[1])), None)
 
 
 def test_where_auto_means_flex(monkeypatch):
@@ -188,7 +188,7 @@ def test_the_core_that_auto_means():
 
 def test_the_mask_itself():
     """Rows are queries. Numbers may fall from one document to the next, or come back."""
-    assert document_mask(torch.tensor([[5, 5, 2, 5]]))[0, 0].int().tolist() == [
+    assert document_mask(torch.tensor([[5, 5, 2, 5]]), 4)[0, 0].int().tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 0, 1, 0],

@@ -51,7 +51,13 @@ def test_key_value_heads_limit_tensor_parallelism():
         (Sizes(virtual_pipeline=2), None, "interleaving needs a pipeline"),
         (Sizes(pipeline=2, virtual_pipeline=3), Divisible(layers=5), "6 stages for 5 layers"),
         (Sizes(tensor=2, sequence_parallel=True), Divisible(heads=2, length=5), "sequence length"),
-        (Sizes(context=2), Divisible(length=6), "half the sequence length 3"),
+        (Sizes(context=2), Divisible(length=6), "context ∈ {1, 3}"),
+        (Sizes(context=2), Divisible(length=9), "a length that is a multiple of 4"),
+        (
+            Sizes(context=3, tensor=3, sequence_parallel=True),
+            Divisible(heads=3, length=12),
+            "12 cannot be cut into 6 equal parts on each of 3 ranks",
+        ),
         (Sizes(shard=2, expert=4), Divisible(experts=4), "data-parallel size 2"),
     ],
 )
@@ -76,8 +82,16 @@ def test_world_size_names_the_data_parallel_size_that_would_fit():
 
 
 def test_legal_but_unbuilt_sizes_are_refused_by_name():
-    with pytest.raises(UnsupportedError, match="context_parallel_size 2 is not built yet"):
-        Sizes(context=2).check(Divisible(length=8))
+    with pytest.raises(UnsupportedError, match="expert_model_parallel_size 2 is not built yet"):
+        Sizes(shard=2, expert=2).check(Divisible(experts=8))
+
+
+def test_context_ranks_take_part_in_sums_and_in_what_is_shared():
+    assert (Sizes(context=2, replicate=3).copies, Sizes(context=2, replicate=3).sharing) == (6, 1)
+    assert Sizes(context=2, shard=3, zero_stage=1).sharing == 6
+    assert Sizes(context=2, zero_stage=3).sharing == 2
+    assert "zero_stage 3 is there to avoid" in text(Sizes(context=2, zero_stage=3, overlap=False))
+    assert not Sizes(context=2, tensor=4, sequence_parallel=True).problems(Divisible(heads=4, length=8))
 
 
 def test_data_parallel_sizes_come_from_the_processes():

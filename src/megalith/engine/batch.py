@@ -3,7 +3,7 @@
 Knows how to cut and count. Knows no model.
 
     share (b·n samples) ─ counts ─ all-reduce over data ranks ─▶ divisors
-                        └ n micro-batches of b, on the device
+                        └ n micro-batches of b, on the device, of their sequences this context rank's part
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from megalith.engine.objective import Batch, Objective
 from megalith.errors import DataError
+from megalith.parallel.context import share_sequence
 from megalith.topology.topology import Topology
 
 LossAverage = Literal["tokens", "micro_batches"]
@@ -69,7 +70,7 @@ def prepare(
         parts = len(micros) * topology.data_size
         divisors = [{name: float(max(int(count), 1) * parts) for name, count in own.items()} for own in local]
     return Share(
-        micros=[to_device(micro, topology.device) for micro in micros],
+        micros=[place(micro, topology) for micro in micros],
         divisors=divisors,
         counts=counts,
         samples=samples * topology.data_size,
@@ -86,14 +87,15 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def global_counts(local: list[dict[str, torch.Tensor]], topology: Topology) -> dict[str, int]:
-    """Targets of each term over all micro-batches of all data ranks."""
+    """Targets of each term over all micro-batches of all data ranks; context ranks count the same whole sequences."""
     names = list(local[0])
     total = torch.stack([torch.stack([counts[name] for counts in local]).sum() for name in names])
     if topology.mesh is not None:  # a group reduces where the model is; alone, the count never leaves the CPU
-        total = topology.sum(total.to(topology.device), "replicate", "shard", "context")
+        total = topology.sum(total.to(topology.device), "replicate", "shard")
     return dict(zip(names, total.tolist(), strict=True))
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on the device; already there costs nothing."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def place(batch: Batch, topology: Topology) -> Batch:
+    """The same batch where the model is: on the device, and of each sequence the part that this process computes."""
+    there = {name: tensor.to(topology.device, non_blocking=True) for name, tensor in batch.items()}
+    return share_sequence(there, topology)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from megalith.engine.batch import LossAverage, Share, prepare, split, to_device
+from megalith.engine.batch import LossAverage, Share, place, prepare, split
 from megalith.engine.local import counted_here, like, local_parameter, place_gradient
 from megalith.engine.objective import Batch, CausalLanguageModel, Objective
 from megalith.engine.step import Forward, accumulate, finish_gradients, require_gradients, run_pipeline
@@ -220,7 +220,9 @@ class Engine:
         )
 
     def _sum_over_model(self, total: torch.Tensor) -> torch.Tensor:
-        return self.topology.sum(total.to(self.topology.device), "pipeline", "shard", "tensor")
+        sizes = self.topology.sizes
+        context = ("context",) if sizes.sharing > sizes.shard else ()
+        return self.topology.sum(total.to(self.topology.device), "pipeline", "shard", *context, "tensor")
 
     def zero_gradients(self) -> None:
         """Forget all gradients and give their memory back."""
@@ -236,8 +238,7 @@ class Engine:
             stage.eval()
         for batch in batches:
             for micro in split(batch, self.micro_batch_size):
-                micro = to_device(micro, self.topology.device)
-                for name, (value, count) in self.forward.evaluate(micro).items():
+                for name, (value, count) in self.forward.evaluate(place(micro, self.topology)).items():
                     before, number = totals.get(name, (0.0, 0))
                     totals[name] = before + value.item(), number + int(count)
         for stage in self.stages:

@@ -42,9 +42,12 @@ def like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
 
 def counted_here(parameter: torch.Tensor, topology: Topology) -> bool:
     """Does a norm over shards and tensor ranks count what this process holds? Replicas count once, on coordinate 0."""
+    mesh = topology.weights
     shared: set[str] = set()
     if isinstance(parameter, DTensor):
         names = parameter.device_mesh.mesh_dim_names or ()
         # A strided shard, which FSDP2 makes of a tensor-parallel one, answers is_shard() with no.
         shared = {name for name, p in zip(names, parameter.placements, strict=True) if not p.is_replicate()}
-    return all(axis in shared or topology.rank(axis) == 0 for axis in ("shard", "tensor"))
+    return mesh is None or all(
+        axis in shared or mesh[axis].get_local_rank() == 0 for axis in ("shard", "tensor")
+    )

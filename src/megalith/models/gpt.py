@@ -28,12 +28,7 @@ from megalith.nn.mlp import MLPSpec
 from megalith.nn.norm import make_norm
 from megalith.nn.position import RelativeBias, Rotary, RotaryScaling
 from megalith.nn.precision import set_compute_dtype
-from megalith.nn.visibility import (
-    Visibility,
-    causal_visibility,
-    document_blocks,
-    with_bias,
-)
+from megalith.nn.visibility import Lookback
 
 Rule = tuple[str, tuple[str, float] | float]
 
@@ -69,6 +64,7 @@ class GPT(nn.Module):
             self.position_embedding = PositionEmbedding(config.max_position_embeddings, width)
         self.drop_embedding = Dropout(config.hidden_dropout, SITE_EMBEDDING)
         self.relative_bias = relative_bias(config)
+        self.lookback = Lookback()
         self.rotary = rotary(config)
         spec = block_spec(config)
         self.blocks = Blocks({str(i): Block(spec) for i in range(config.num_layers)})
@@ -197,28 +193,22 @@ class GPT(nn.Module):
         documents: torch.Tensor | None,
         cache: KVCache | None,
     ) -> Shared:
-        start, length = 0 if cache is None else cache.length, positions.shape[-1]
-        if cache is not None and (mask := cache.visible(length)) is not None:
-            visibility = Visibility(mask=mask)
-        else:
-            visibility = self._visibility(start, length, documents, x.device)
-        if self.relative_bias is not None:
-            keys = torch.arange(start + length, device=x.device)
-            visibility = with_bias(visibility, self.relative_bias(keys[start:], keys))
+        length = positions.shape[-1]
+        cores = [block.attention.core for block in self.blocks.values()]
+        visibility = self.lookback(
+            0 if cache is None else cache.length,
+            length,
+            x.device,
+            mask=None if cache is None else cache.visible(length),
+            documents=documents,
+            bias=self.relative_bias,
+            blocks=documents is not None
+            and self.relative_bias is None
+            and any(core.wants_blocks(x.device) for core in cores[:1]),
+        )
         if self.rotary is None:
             return Shared(visibility)
         return Shared(visibility, self.rotary.angles(positions, self._angle_dtype()))
-
-    def _visibility(
-        self, start: int, length: int, documents: torch.Tensor | None, device: torch.device
-    ) -> Visibility:
-        if documents is None:
-            return causal_visibility(length, start + length, device)
-        # A stage may have no block: then nobody looks.
-        cores = [block.attention.core for block in self.blocks.values()]
-        if self.relative_bias is None and cores and cores[0].wants_blocks(device):
-            return Visibility(blocks=document_blocks(documents))
-        return Visibility(documents=documents)
 
     def _angle_dtype(self) -> torch.dtype:
         weight = next(self.parameters(), torch.empty(0))  # a stage may hold nothing

@@ -42,7 +42,7 @@ class AttentionSpec:
 
 
 class Shared(NamedTuple):
-    """What all layers of one forward share: who sees whom, and the rotary cosines and sines."""
+    """What all layers of one forward share: who sees whom (as the core wants it), and the rotary cosines and sines."""
 
     visibility: Visibility
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None

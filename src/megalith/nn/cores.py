@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import flex_attention
 
 from megalith.errors import UnsupportedError
@@ -91,7 +92,13 @@ class SDPACore(nn.Module):
         refuse_blocks(self.name, visibility)
         if visibility.causal:
             return self.attend(q, k, v, causal=True)
-        if visibility.documents is not None and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        square = q.shape[2] == k.shape[2]
+        if (
+            visibility.documents is not None
+            and square
+            and q.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
             lengths = document_lengths(visibility.documents)
             if lengths is not None and worth_splitting(lengths):
                 return self.by_document(q, k, v, lengths)
@@ -109,6 +116,10 @@ class SDPACore(nn.Module):
         mask: torch.Tensor | None = None,
         causal: bool = False,
     ) -> torch.Tensor:
+        if (
+            causal and q.shape[2] != k.shape[2]
+        ):  # a kernel's flag would begin at the first key, not end at the last
+            mask, causal = causal_lower_right(q.shape[2], k.shape[2]), False
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
         )
@@ -205,7 +216,7 @@ class EagerCore(nn.Module):
         if q.shape[1] != k.shape[1]:
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         scores = (q @ k.transpose(-1, -2)).to(at_least_fp32(q)) * self.scale
-        probabilities = self.drop(hide(scores, visibility).softmax(-1), keys)
+        probabilities = self.drop(hide(scores, visibility).softmax(-1), keys, visibility.first)
         return probabilities.to(v.dtype) @ v
 
     def extra_repr(self) -> str:

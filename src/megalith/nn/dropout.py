@@ -85,12 +85,13 @@ class ProbabilityDropout(Dropout):
         """(H,) numbers, in the whole model, of the heads that this process holds."""
         return torch.arange(count, device=device)
 
-    def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None, first: int = 0) -> torch.Tensor:
+        """`first`: the place, in the whole sequence, of the first query."""
         if not (self.training and self.rate):
             return x
         with torch.no_grad():
             head = mix(mix(required(keys)[:, None] + self.site & _WORD) ^ self.heads(x.shape[1], x.device))
-            row = mix(head[:, :, None] ^ self.rows(x.shape[2], x.device))
+            row = mix(head[:, :, None] ^ (self.rows(x.shape[2], x.device) + first))
             keep = kept(row, x.shape[3], self.rate)
         return x * keep * (1 / (1 - self.rate))
 

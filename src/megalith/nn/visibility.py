@@ -1,37 +1,79 @@
 """Which keys each query may look at, and what is added to its score: made once a forward, shared by all layers.
 
 Four forms, the cheapest that says it: `causal` (a flag, no tensor), `documents` (numbers, from which a core makes what it
-likes best), `mask` (a tensor), `blocks` (flex attention's block mask). Knows nothing of heads, weights or kernels.
+likes best), `mask` (a tensor), `blocks` (flex attention's block mask). Of T queries and S keys the queries are the last.
+Knows nothing of heads, weights or kernels.
 
 Legend: B batch, T queries, S keys, H heads
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 class Visibility(NamedTuple):
     """`mask` is (1 or B, 1 or H, T, S): bool, True where a query may look, or a float to add (−inf: may not).
 
-    `documents` (B, T): causal, and within the same number only. At most one of the four is set.
+    `documents` (B, S): causal, and within the same number only. At most one of the four is set.
     """
 
     causal: bool = False
     mask: torch.Tensor | None = None
     documents: torch.Tensor | None = None
     blocks: BlockMask | None = None
+    first: int = 0
+    """The place of the first query in its sequence, by which dropout is keyed."""
+
+
+class Lookback(nn.Module):
+    """Who sees whom in a causal model: a token itself and what stands before it, in its document where there are several.
+
+    A module without parameters, so that a pass can put another in its place.
+    """
+
+    def forward(
+        self,
+        start: int,
+        length: int,
+        device: torch.device,
+        *,
+        mask: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        bias: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        blocks: bool = False,
+    ) -> Visibility:
+        """Of the `length` tokens that stand behind `start` others.
+
+        `mask` (B, 1, T, S) in place of the usual rule; `documents` (B, ≥ S) numbers; `bias`: (T,) places of queries and
+        (S,) of keys → what is added to scores; `blocks`: documents as flex attention's.
+        """
+        end = start + length
+        if mask is not None:
+            visibility = Visibility(mask=mask)
+        elif documents is None:
+            visibility = causal_visibility(length, end, device)
+        elif blocks and bias is None:
+            visibility = Visibility(blocks=document_blocks(documents[:, :end], length))
+        else:
+            visibility = Visibility(documents=documents[:, :end])
+        if bias is not None:
+            keys = torch.arange(end, device=device)
+            visibility = with_bias(visibility, bias(keys[start:], keys))
+        return visibility._replace(first=start)
 
 
 def causal_visibility(queries: int, keys: int, device: torch.device) -> Visibility:
-    """The last `queries` of `keys` tokens, each looking at itself and back."""
-    if queries == keys:
-        return Visibility(causal=True)
-    if queries == 1:
+    """The last `queries` of `keys` tokens, each looking at itself and back: a mask only where no kernel can do without."""
+    if queries == 1 < keys:
         return Visibility()
+    if queries == keys or device.type == "cuda":
+        return Visibility(causal=True)
     return Visibility(mask=triangle(queries, keys, device))
 
 
@@ -40,10 +82,10 @@ def triangle(queries: int, keys: int, device: torch.device) -> torch.Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
 
 
-def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """(B, T) document numbers → (B, 1, T, T) bool."""
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same & triangle(documents.shape[1], documents.shape[1], documents.device)
+def document_mask(documents: torch.Tensor, queries: int) -> torch.Tensor:
+    """(B, S) document numbers → (B, 1, T, S) bool, of the last T = `queries` tokens."""
+    same = documents[:, None, -queries:, None] == documents[:, None, None, :]
+    return same & triangle(queries, documents.shape[1], documents.device)
 
 
 def document_lengths(documents: torch.Tensor) -> list[list[int]] | None:
@@ -60,14 +102,15 @@ def document_lengths(documents: torch.Tensor) -> list[list[int]] | None:
     return rows
 
 
-def document_blocks(documents: torch.Tensor) -> BlockMask:
+def document_blocks(documents: torch.Tensor, queries: int) -> BlockMask:
     """The same as flex attention's block mask: whole blocks of other documents are never computed."""
+    batch, keys = documents.shape
+    first = keys - queries
 
     def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return (q >= k) & (documents[b, q] == documents[b, k])
+        return (q + first >= k) & (documents[b, q + first] == documents[b, k])
 
-    batch, length = documents.shape
-    return create_block_mask(visible, batch, None, length, length, device=documents.device)
+    return create_block_mask(visible, batch, None, queries, keys, device=documents.device)
 
 
 def with_bias(visibility: Visibility, bias: torch.Tensor) -> Visibility:
@@ -81,5 +124,5 @@ def as_mask(visibility: Visibility, queries: int, keys: int, device: torch.devic
     if visibility.causal:
         return triangle(queries, keys, device)
     if visibility.documents is not None:
-        return document_mask(visibility.documents)
+        return document_mask(visibility.documents, queries)
     return visibility.mask

@@ -1,6 +1,6 @@
 """All passes over a model, in one order; a pass whose axis has size 1 changes nothing. Each pass is its own module.
 
-    meta model → pipeline split → tensor (+ sequence) → compute dtype
+    meta model → pipeline split → tensor (+ sequence) → context → compute dtype
                → block by block: memory and initial numbers → compile → data
                → recompute → the rest of the stage likewise
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from megalith.parallel.compile import compile_block, compile_loss
+from megalith.parallel.context import share_context
 from megalith.parallel.data import share_data
 from megalith.parallel.materialise import materialise
 from megalith.parallel.memory import Recompute, check_recompute, recompute_blocks
@@ -37,6 +38,7 @@ def build(
     rules, stages = whole.init_rules(), split(whole, topology, len(whole.blocks))
     for stage in stages:
         share_tensors(stage, topology)
+        share_context(stage, topology)
         stage.set_compute_dtype(numbers.compute)
         for name, block in stage.blocks.items():
             materialise(block, rules, seed, device=device, prefix=f"blocks.{name}.")

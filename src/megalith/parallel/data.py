@@ -6,7 +6,8 @@
     shard_grads       shards                 after every micro-batch      gathered weights
     shard_all         shards                 after every micro-batch      one block's weights at a time
 
-`replicate` is a mesh whose shard axis has size 1; hybrid has both. Gradients are summed, never divided: the loss was.
+`replicate` is a mesh whose shard axis has size 1; hybrid has both. Context ranks hold the same weights and see other tokens,
+so they are more ranks of the same kind: replicas, or where anything is shared, sharers. Gradients are summed, never divided: the loss was.
 Under a pipeline the schedule reduces after its last micro-batch, whatever the policy. Knows modules that have `blocks`.
 """
 
@@ -27,14 +28,14 @@ from megalith.topology.topology import Topology
 
 
 def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> None:
-    """Put a block, or at last the stage, under FSDP2; the identity with one data-parallel rank.
+    """Put a block, or at last the stage, under FSDP2; the identity with one data-parallel and context rank.
 
     Without overlap the whole stage is one group, whose gradients are reduced when all of them are there. The stage's own
     parameters stay gathered after its forward, since the loss multiplies by the head.
     """
-    if topology.data_size == 1 or not (root or topology.sizes.overlap):
+    if topology.sizes.copies == 1 or not (root or topology.sizes.overlap):
         return
-    reshard = topology.sizes.zero_stage == 3 and topology.size("shard") > 1 and not root
+    reshard = topology.sizes.zero_stage == 3 and topology.sizes.sharing > 1 and not root
     fully_shard(
         module,
         mesh=data_mesh(topology),
@@ -59,8 +60,9 @@ def _offload(topology: Topology) -> OffloadPolicy:
 
 def data_mesh(topology: Topology) -> DeviceMesh:
     """The mesh that FSDP2 reduces and shards over: (replicate, shard), or shard alone."""
-    assert topology.mesh is not None
-    return topology.mesh["replicate", "shard"] if topology.size("replicate") > 1 else topology.mesh["shard"]
+    mesh, sizes = topology.weights, topology.sizes
+    assert mesh is not None
+    return mesh["replicate", "shard"] if sizes.copies > sizes.sharing else mesh["shard"]
 
 
 def summed_by_hand(stage: nn.Module) -> dict[str, nn.Parameter]:
@@ -83,12 +85,10 @@ def reshard(stage: nn.Module) -> None:
 
 
 def sum_gradients(stage: nn.Module, topology: Topology) -> None:
-    """Over the data-parallel ranks, of the parameters that FSDP2 was not given."""
-    if topology.data_size == 1:
-        return
+    """Over the data-parallel and context ranks, of the parameters that FSDP2 was not given."""
     for parameter in summed_by_hand(stage).values():
         if parameter.grad is not None:
-            topology.sum(local_gradient(parameter), "replicate", "shard")
+            topology.sum(local_gradient(parameter), "replicate", "shard", "context")
 
 
 def local_gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -208,7 +208,7 @@ class SequenceDropout(Dropout):
     shares: Shares
 
     def rows(self, length: int, device: torch.device) -> torch.Tensor:
-        return super().rows(length, device) + self.shares.part * length
+        return super().rows(length * self.shares.parts, device).chunk(self.shares.parts)[self.shares.part]
 
 
 class HeadDropout(ProbabilityDropout):

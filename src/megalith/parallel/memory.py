@@ -61,7 +61,7 @@ class Recompute:
 def check_recompute(topology: Topology, recompute: Recompute | None) -> None:
     """Errors: `UnsupportedError` for recomputation over several blocks whose weights are never gathered together."""
     joined = recompute is not None and (recompute.granularity, recompute.method) == ("full", "uniform")
-    if joined and recompute.layers > 1 and topology.sizes.zero_stage == 3 and topology.size("shard") > 1:
+    if joined and recompute.layers > 1 and topology.sizes.zero_stage == 3 and topology.sizes.sharing > 1:
         raise UnsupportedError(
             f"recomputing {recompute.layers} layers as one needs their weights together, zero_stage 3 gathers one layer's",
             where="model.activations_checkpoint_num_layers",

@@ -77,7 +77,7 @@ def _share_sequence(module: nn.Module, shares: Shares) -> None:
 
 def _shard(module: nn.Module, topology: Topology, **dims: int) -> None:
     """Replaces whole meta parameters by DTensors of which this rank holds one piece."""
-    assert topology.mesh is not None
+    assert topology.weights is not None
     for name, dim in dims.items():
         whole = getattr(module, name, None)
         if whole is None:
@@ -85,7 +85,7 @@ def _shard(module: nn.Module, topology: Topology, **dims: int) -> None:
         shape = list(whole.shape)
         shape[dim] //= topology.size("tensor")
         piece = torch.empty(shape, dtype=whole.dtype, device=whole.device)
-        shard = DTensor.from_local(piece, topology.mesh["tensor"], [Shard(dim)], run_check=False)
+        shard = DTensor.from_local(piece, topology.weights["tensor"], [Shard(dim)], run_check=False)
         setattr(module, name, nn.Parameter(shard, requires_grad=whole.requires_grad))
 
 

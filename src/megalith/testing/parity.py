@@ -23,7 +23,7 @@ import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
-from megalith.engine.batch import prepare
+from megalith.engine.batch import place, prepare
 from megalith.engine.engine import Engine
 from megalith.engine.objective import Batch
 from megalith.models.config import ModelConfig
@@ -31,6 +31,7 @@ from megalith.models.gpt import GPT
 from megalith.optim.config import OptimConfig
 from megalith.optim.schedule import make_schedule
 from megalith.parallel.apply import build
+from megalith.parallel.context import chunks_of
 from megalith.parallel.memory import Recompute
 from megalith.testing.pool import RankPool
 from megalith.topology.sizes import Sizes
@@ -180,16 +181,17 @@ def greedy(engine: Engine, case: Case) -> torch.Tensor:
     tokens = make_batch(case, 77)["tokens"][: case.micro_batch].clone()
     forward, topology = engine.forward, engine.topology
     device = topology.device
+    places = chunks_of(topology).places(case.length // topology.size("context"), device)
     for stage in engine.stages:
         stage.eval()
     for end in range(PROMPT, case.length):
-        x, kwargs = forward.inputs({"tokens": tokens.to(device)})
+        x, kwargs = forward.inputs(place({"tokens": tokens}, topology))
         pipeline = forward.pipeline
         hidden = pipeline.forward(x, kwargs) if pipeline else engine.stages[0](x, **kwargs)
-        chosen = torch.zeros(len(tokens), dtype=torch.long, device=device)
+        chosen = torch.zeros(tokens.shape, dtype=torch.long, device=device)
         if hidden is not None:
-            chosen = engine.stages[-1].logits(hidden)[:, end - 1].argmax(-1)
-        tokens[:, end] = topology.sum(chosen, "pipeline").cpu()
+            chosen[:, places] = engine.stages[-1].logits(hidden).argmax(-1)
+        tokens[:, end] = topology.sum(chosen, "pipeline", "context")[:, end - 1].cpu()
     return tokens
 
 
@@ -348,4 +350,15 @@ def layouts() -> dict[str, Sizes]:
     for policy in ("shard_optimizer2", "shard_grads2", "shard_all2"):
         found[f"replicate2×{policy}"] = Sizes(**{**policies[policy], "replicate": 2})
     found["shard_all4"] = Sizes(shard=4, zero_stage=3)
+    for name, value in {
+        "tp2": tp2,
+        "tp2+sp": tp2_sp,
+        "pp2": pp2,
+        "pp2-interleaved": interleaved,
+        **policies,
+    }.items():
+        found[f"cp2×{name}"] = Sizes(context=2, **value)
+    for stage in (0, 1, 2, 3):
+        found["cp2" + f"-zero{stage}" * (stage > 0)] = Sizes(context=2, zero_stage=stage)
+    found["cp4"], found["cp4-zero3"] = Sizes(context=4), Sizes(context=4, zero_stage=3)
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from math import gcd
+from math import gcd, lcm
 from typing import Literal
 
 from megalith.errors import Problem, TopologyError, UnsupportedError
@@ -54,8 +54,8 @@ class Sizes:
     """Sizes of all axes; 1 means that the axis is not there. Only a tuple of numbers: `check` says whether they are legal.
 
     `replicate` × `shard` is the data-parallel size; `zero_stage` 0 keeps everything whole, 1–3 share optimizer state,
-    gradients and weights among the `shard` ranks. `layers` are the numbers of layers of each stage, first to last
-    (None: as even as they can be). `overlap` starts reducing gradients while backward still runs.
+    gradients and weights among the `shard` ranks and their context ranks, which hold the same weights. `layers` are the
+    numbers of layers of each stage, first to last (None: as even as they can be). `overlap` starts reducing gradients while backward still runs.
     """
 
     tensor: int = 1
@@ -106,6 +106,16 @@ class Sizes:
         return self.replicate * self.shard
 
     @property
+    def copies(self) -> int:
+        """Over how many processes a gradient is summed: those with other samples, or another part of the same ones."""
+        return self.data * self.context
+
+    @property
+    def sharing(self) -> int:
+        """How many of these processes share what `zero_stage` names."""
+        return self.shard * self.context if self.zero_stage or self.shard > 1 else 1
+
+    @property
     def world(self) -> int:
         """Number of processes that this layout needs."""
         return self.pipeline * self.data * self.context * self.tensor
@@ -141,7 +151,7 @@ class Sizes:
         """Sizes that are legal but that this version cannot run."""
         return [
             Problem(KEYS[name], f"{KEYS[name]} {getattr(self, name)} is not built yet", "use 1")
-            for name in ("context", "expert")
+            for name in ("expert",)
             if getattr(self, name) > 1
         ]
 
@@ -193,7 +203,7 @@ class Sizes:
     def _schedule_problems(self, compiled: bool) -> Iterator[Problem]:
         """Which schedules exist for which stages, and what torch 2.13 cannot do (the weight half of a split backward
         finds neither resharded weights nor the inside of a compiled graph)."""
-        if self.zero_stage == 3 and self.shard > 1 and not self.overlap:
+        if self.zero_stage == 3 and self.sharing > 1 and not self.overlap:
             what = "false gathers all weights at once, which zero_stage 3 is there to avoid"
             yield Problem("overlap_grad_reduce", what, "overlap_grad_reduce true, or zero_stage ≤ 2")
         if self.pipeline == 1:
@@ -204,7 +214,7 @@ class Sizes:
         if self.schedule == "interleaved" and self.virtual_pipeline == 1:
             fix = f"{KEYS['virtual_pipeline']} ≥ 2, or pipeline_schedule 1f1b"
             yield Problem("pipeline_schedule", "nothing to interleave: one stage a rank", fix)
-        if self.schedule == "zero_bubble" and self.zero_stage == 3 and self.shard > 1:
+        if self.schedule == "zero_bubble" and self.zero_stage == 3 and self.sharing > 1:
             what = "zero_bubble loses weight gradients where weights are shared (zero_stage 3)"
             yield Problem(
                 "pipeline_schedule", what, "zero_stage ≤ 2, or pipeline_schedule interleaved or 1f1b"
@@ -223,12 +233,22 @@ class Sizes:
         yield from self._divides("tensor", numbers.vocab, "the padded vocabulary")
         yield from self._divides("expert", numbers.experts, "experts")
         yield from self._divides("expert", self.data, "data-parallel size")
-        if self.sequence_parallel:
+        if self.context > 1:
+            yield from self._context_problems(numbers.length or 0)
+        elif self.sequence_parallel:
             yield from self._divides("tensor", numbers.length, "sequence length (sequence_parallel)")
-        if (
-            self.context > 1
-        ):  # every rank takes an early and a late part of the sequence, so that causal work is even
-            yield from self._divides("context", (numbers.length or 0) // 2, "half the sequence length")
+
+    def _context_problems(self, length: int) -> Iterator[Problem]:
+        """Every rank takes an early and a late chunk, so that causal work is even; tensor ranks cut both together."""
+        pieces = lcm(2, self.tensor if self.sequence_parallel else 1)
+        if length % (pieces * self.context) == 0:
+            return
+        why = f"sequence length {length} cannot be cut into {pieces} equal parts on each of {self.context} ranks"
+        if length % pieces == 0:
+            fix = f"context ∈ {legal(length // pieces)}"
+        else:
+            fix = f"a length that is a multiple of {pieces * self.context}"
+        yield Problem(KEYS["context"], why, fix)
 
     def _divides(self, axis: str, number: int | None, meaning: str) -> Iterator[Problem]:
         size = getattr(self, axis)

@@ -29,6 +29,8 @@ class Topology:
     sizes: Sizes = field(default_factory=Sizes)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None
+    weights: DeviceMesh | None = None
+    """The same processes as parameters lie on them: context ranks, which hold the same ones, count as data ranks."""
 
     def __post_init__(self) -> None:
         self.sizes.check()
@@ -48,7 +50,12 @@ class Topology:
         if sizes.world == 1:
             return cls(sizes, here)
         shape = tuple(getattr(sizes, axis) for axis in AXES)
-        return cls(sizes, here, init_device_mesh(here.type, shape, mesh_dim_names=AXES))
+        mesh = init_device_mesh(here.type, shape, mesh_dim_names=AXES)
+        if sizes.context == 1:
+            return cls(sizes, here, mesh, mesh)
+        copies = (sizes.copies // sizes.sharing, sizes.sharing)
+        shape, names = (sizes.pipeline, *copies, sizes.tensor), ("pipeline", "replicate", "shard", "tensor")
+        return cls(sizes, here, mesh, init_device_mesh(here.type, shape, mesh_dim_names=names))
 
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> Topology:

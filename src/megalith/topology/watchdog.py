@@ -91,8 +91,9 @@ class Watchdog:
         there = [f"{axis} {topology.rank(axis)}" for axis in reversed(AXES) if topology.size(axis) > 1]
         self._who = f"rank {self.rank} ({', '.join(there)})" if there else f"rank {self.rank}"
         self._names = module_names(stages)
-        for axis in AXES:
-            _set_timeout(topology.group(axis), self._of_groups)
+        for mesh in (topology.mesh, topology.weights):
+            for group in mesh.get_all_groups() if mesh is not None else ():
+                _set_timeout(group, self._of_groups)
         self.beat()
 
     def beat(self) -> None:
