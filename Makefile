@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # One thread a test process: the suite runs two of them.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install quickstart test test-all test-device check format clean
+.PHONY: install quickstart test test-all test-device test-network check format clean
 
 install: $(STAMP)
 
@@ -26,6 +26,10 @@ test-all: install
 
 test-device: install
 	$(BIN)/python -m pytest tests/device -m device
+
+# Two machines, made of network namespaces: needs Linux and root. One of these tests runs in `make test`, too.
+test-network: install
+	$(TEST_ENV) $(BIN)/python -m pytest tests/network
 
 check: install
 	$(BIN)/ruff check .

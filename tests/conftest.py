@@ -49,6 +49,10 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(
             f"{tier:<14} {passed:>5} passed  {failed:>3} failed  {skipped:>3} skipped"
         )
-    without = sum("real data:" in str(r.longrepr) for r in terminalreporter.stats.get("skipped", []))
-    if without:
-        terminalreporter.write_line(f"{without} tests were skipped for want of real data (MEGALITH_DATA)")
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    for mark, want in (
+        ("real data:", "real data (MEGALITH_DATA)"),
+        ("two machines:", "network namespaces (root)"),
+    ):
+        if without := sum(mark in reason for reason in reasons):
+            terminalreporter.write_line(f"{without} tests were skipped for want of {want}")

@@ -21,13 +21,14 @@ from megalith.config.compose import Composed
 from megalith.engine.metrics import FORMULA, device_name
 from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS, ConfigError, Problem
 from megalith.models.family import describe
+from megalith.tasks.alike import seen_by_all
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_parts import Parts, prepare
 from megalith.tasks.processes import agreed, is_main
 from megalith.topology.launch import Member
 from megalith.topology.topology import Topology
 from megalith.training.checkpointing import SaveTimes
-from megalith.training.experiment import hold, log_files, open_folder
+from megalith.training.experiment import HELD, hold, holder, log_files, open_folder
 from megalith.training.loggers import check_loggers, log_configuration, make_loggers
 from megalith.training.progress import ProgressDisplay, duration, say, thousands
 from megalith.training.saving import Saver
@@ -68,6 +69,8 @@ def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
     """Make the run's folder ready, and log into it."""
     folder, topology = parts.experiment.folder, parts.machine.topology
     agreed(topology, lambda: _hold(parts, stack, console))
+    if mark := topology.agree(holder(folder) if topology.is_main else None):
+        seen_by_all(folder / HELD, "exp_manager.explicit_log_dir, .exp_dir", content=mark)
     rank = topology.global_rank
     shown = (lambda text: say(console, text)) if topology.is_main else None
     stack.enter_context(log_files(folder, rank=rank, say=shown))

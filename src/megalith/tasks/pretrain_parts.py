@@ -25,6 +25,7 @@ from megalith.models.gpt import GPT
 from megalith.optim.scaler import make_scaler
 from megalith.parallel.apply import build
 from megalith.parallel.memory import Recompute
+from megalith.tasks.alike import same_configuration, same_data, seen_by_all
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_data import Data, open_data
 from megalith.tasks.processes import agreed, in_turn, make_topology
@@ -84,6 +85,7 @@ def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]
     """Everything that can go wrong before the first step, and nothing written yet but the data's index cache."""
     config = composed.config
     _settle_process(config)
+    same_configuration(composed.yaml())
     tokenizer = load_tokenizer(config.model.tokenizer)
     architecture = config.model.architecture(tokenizer.vocab_size)
     topology = make_topology(config, architecture)
@@ -92,6 +94,7 @@ def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]
         notice(text)
     state = start.state
     if start.folder is not None:
+        seen_by_all(start.folder, "exp_manager.explicit_log_dir, .exp_dir")
         _check_same_model(start.folder, architecture, tokenizer)
     consumed = int(state.get("consumed_samples", 0))
     data = in_turn(
@@ -101,6 +104,7 @@ def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]
             step=int(state.get("step", 0)), consumed=consumed, notice=notice,
         ),
     )  # fmt: skip
+    same_data(data.streams.state(), tokenizer.hash())
     machine, meter = _machine(config, architecture, topology)
     engine = _engine(config, architecture, machine)
     if start.kind == "resume":  # the tensors follow when the loop starts; the counters are needed before

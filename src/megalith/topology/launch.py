@@ -1,7 +1,7 @@
 """From started processes to one process group, and out of it again, in order or after a failure.
 
     environment() ─▶ None: one process, no group
-                  ─▶ Launched ─ start ─ store ─ process group ─ watchdog ─▶ Member ─ … ─ leave together
+                  ─▶ Launched ─ start ─ meeting ─ process group ─ watchdog ─▶ Member ─ … ─ leave together
 
 Knows processes and devices. Knows no model: names for messages come through `Member.watch`. Starting processes is `spawn`'s.
 """
@@ -9,8 +9,6 @@ Knows processes and devices. Knows no model: names for messages come through `Me
 from __future__ import annotations
 
 import faulthandler
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +17,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from megalith.errors import TopologyError
+from megalith.topology import meeting
 from megalith.topology.environment import Launched, environment
 from megalith.topology.topology import Topology, choose_device
 from megalith.topology.watchdog import Watchdog
@@ -29,8 +28,6 @@ from megalith.topology.watchdog import Watchdog
 __all__ = ["Launched", "Member", "environment", "start"]
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-JOINING = timedelta(minutes=2)
-"""What processes have at least to find each other: importing torch may take one host longer than another."""
 NCCL_MARGIN = timedelta(seconds=8)
 """NCCL aborts a process without a word that a person would understand, so our watchdog, which has more to say, goes first."""
 
@@ -80,11 +77,11 @@ def start(
         yield Member(here, launched=launched)
         return
     faulthandler.enable()  # gloo ends a process from C++ when sizes do not match; at least its stack is shown
-    store = _join(launched, backend or ("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"), limit)
+    store, room = _join(launched, backend or ("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"), limit)
     watchdog = Watchdog(
         launched.rank,
         launched.world,
-        lambda: _client(launched),
+        lambda: meeting.client(launched, room),
         timeout=limit,
         of_groups=limit + NCCL_MARGIN if here.type == "cuda" else limit,
         computes_here=here.type == "cpu",
@@ -114,50 +111,23 @@ def own_device(name: str | torch.device, launched: Launched | None) -> torch.dev
     return torch.device("cuda", local if seen > 1 else 0)  # a launcher may show each process its own GPU only
 
 
-# -- meeting, around a store: a small table that all processes share ----------------------------------------------------
+# -- meeting -----------------------------------------------------------------------------------------------------------
 
 
-def _join(launched: Launched, backend: str, limit: timedelta) -> Store:
-    """The default process group. → its store. Errors: `TopologyError` when not all come, or when rank 0 cannot listen.
+def _join(launched: Launched, backend: str, limit: timedelta) -> tuple[Store, meeting.Room]:
+    """The default process group. → its store, and this start's part of it. Errors: `TopologyError` when not all come, when
+    rank 0 cannot listen, or when hosts cannot connect.
 
     A group is made with time enough for a loaded machine to make it; what it may take at work is set afterwards.
     """
-    timeout = max(limit, JOINING)
-    place = f"{launched.host}:{launched.port}"
+    timeout = meeting.waiting(limit)
+    store = meeting.open_store(launched, timeout)
+    room = meeting.enter(store, launched, timeout)
+    interface = meeting.choose_interface(room)
     try:
-        store = _store(launched, timeout)
         dist.init_process_group(
-            backend, store=store, rank=launched.rank, world_size=launched.world, timeout=timeout
+            backend, store=room.inside(store), rank=launched.rank, world_size=launched.world, timeout=timeout
         )
-    except (RuntimeError, socket.gaierror) as error:
-        said = str(error).splitlines()[0][:200]
-        if "address already in use" in str(error).lower():
-            fix = "another MASTER_PORT"
-            raise TopologyError("another program listens there", where=place, fix=fix) from error
-        raise TopologyError(
-            f"rank {launched.rank}: not all of {launched.world} processes met within {timeout.total_seconds():g} s: {said}",
-            where=place,
-            fix="look for a process that ended, for a wrong MASTER_ADDR or SLURM_JOB_NODELIST, and for a firewall",
-        ) from error
-    return store
-
-
-def _store(launched: Launched, timeout: timedelta) -> Store:
-    """Rank 0 serves it, unless torchrun does."""
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE", "").lower() == "true"
-    world = None if served else launched.world
-    first = launched.rank == 0 and not served
-    return _prefixed(TCPStore(launched.host, launched.port, world, first, timeout=timeout, multi_tenant=True))
-
-
-def _client(launched: Launched) -> Store:
-    """Another connection to the store, for a thread that must not wait for the first; answers within 5 s or raises."""
-    store = TCPStore(launched.host, launched.port, None, False, timeout=JOINING, wait_for_workers=False)
-    store.set_timeout(timedelta(seconds=5))
-    return _prefixed(store)
-
-
-def _prefixed(store: Store) -> Store:
-    """torchrun keeps its store over restarts: each attempt has its own part of it."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"attempt-{attempt}", store)
+    except RuntimeError as error:
+        raise meeting.cannot_connect(error, launched, room, interface) from error
+    return store, room

@@ -7,7 +7,7 @@ With one process there is no mesh and no process group, and every reduction is t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -128,6 +128,15 @@ def started() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def gathered(value: Value) -> list[Value]:
+    """Every process's `value`, by rank, on every process. Small, picklable things."""
+    if started()[1] == 1:
+        return [value]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:

@@ -41,6 +41,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 DEFAULT_FOLDER = "nemo_experiments"
+HELD = ".running"
+"""The file that a running start keeps locked; it says who that is."""
 LOGGERS = ("megalith", "lightning.pytorch")
 
 
@@ -179,7 +181,7 @@ def hold(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".running", "a+", encoding="utf-8") as file:
+    with open(folder / HELD, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -194,7 +196,14 @@ def hold(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
+        os.fsync(file.fileno())  # another host looks whether it sees this
         yield
+
+
+def holder(folder: Path) -> str:
+    """Who holds a folder, or held it last: "4711 on host-a"; empty where nobody says."""
+    file = folder / HELD
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 @contextmanager
