@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from megalith.engine.engine import Engine
@@ -132,6 +133,7 @@ def make_trainer(run: Run, settings: LoopSettings, stop: StopRequest) -> pl.Trai
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
         strategy=MegalithStrategy(run.engine, run.saver),
+        plugins=[LightningEnvironment()],  # else it finds SLURM, checks its own idea of it, and takes our signals
         max_steps=settings.max_steps,
         max_epochs=-1,
         val_check_interval=settings.validate_every or settings.max_steps,
