@@ -15,6 +15,11 @@ from megalith.checkpoint.manifest import MANIFEST, quick_problems
 from megalith.errors import CheckpointError
 
 CHECKPOINTS = "checkpoints"
+KINDS = (
+    "what is looked for: checkpoints or manifest.json (a run or step folder), config.json (Hugging Face), "
+    "latest_checkpointed_iteration.txt, mp_rank_… or .metadata (Megatron)"
+)
+"""How a folder shows what it is."""
 SHOWN = 8
 """Names listed at most in an error."""
 
@@ -118,7 +123,7 @@ def _nothing_in(given: Path, root: Path) -> CheckpointError:
     return CheckpointError(
         "there is no checkpoint in it",
         where=str(given),
-        fix=f"give a run folder or a step folder; {_listing(root)}",
+        fix=f"give a run folder or a step folder; {_listing(root)}; {KINDS}",
     )
 
 

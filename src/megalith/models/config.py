@@ -238,6 +238,25 @@ class ModelConfig(Section):
         return self.max_position_embeddings if self.position_embedding_type == "learned_absolute" else None
 
 
+def effective(config: ModelConfig) -> dict[str, Any]:
+    """The fields that make the architecture, with what null stands for written out and what has no effect left out.
+
+    Two configs that are the same here are the same model.
+    """
+    found = config.model_dump(mode="json")
+    found |= {
+        "num_query_groups": config.kv_heads,
+        "kv_channels": config.head_dim,
+        "ffn_hidden_size": config.ffn_size,
+        "qkv_bias": config.has_qkv_bias,
+    }
+    unused = {"rope": "rotary_", "relative": "relative_"}
+    for kind, prefix in unused.items():
+        if config.position_embedding_type != kind:
+            found = {name: value for name, value in found.items() if not name.startswith(prefix)}
+    return found
+
+
 def divisors(number: int) -> list[int]:
     """The divisors of `number`, for error messages: at most the twelve smallest and the number itself."""
     found = [d for d in range(1, number + 1) if number % d == 0]

@@ -19,8 +19,8 @@ from megalith.config.compose import Composed
 from megalith.engine.engine import Engine
 from megalith.engine.metrics import device_name, flops_per_token, matrix_parameters, peak
 from megalith.errors import CheckpointError
-from megalith.models.config import ModelConfig
-from megalith.models.family import ARCHITECTURE
+from megalith.models.config import ModelConfig, effective
+from megalith.models.family import understand
 from megalith.models.gpt import GPT
 from megalith.optim.scaler import make_scaler
 from megalith.parallel.apply import build
@@ -37,7 +37,7 @@ from megalith.topology.memory_allocator import resolve_allocator
 from megalith.topology.topology import Topology
 from megalith.training.experiment import Experiment, choose_folder
 from megalith.training.metrics import Meter
-from megalith.training.starting import Start, choose_start
+from megalith.training.starting import Start, choose_start, weights_of_others
 
 FREE_TO_CHANGE = {
     "attention_core", "attention_dropout", "hidden_dropout", "init_method_std", "use_scaled_init_method",
@@ -138,9 +138,10 @@ def _settle_process(config: PretrainGPTConfig) -> None:
 
 def _check_same_model(folder: Path, architecture: ModelConfig, tokenizer: Tokenizer) -> None:
     """The weights of a checkpoint mean something only in the model and the vocabulary that they were trained in."""
-    state = read_state(folder)
-    saved = state.get(ARCHITECTURE, {}).get("config", {})
-    now = architecture.model_dump(mode="json")
+    theirs = weights_of_others(folder, architecture)
+    state = read_state(folder) if theirs is None else theirs.described()
+    saved = effective(understand(state, where=str(folder))[1])
+    now = effective(architecture)
     lines = [
         f"model.{key}: {saved[key]} in the checkpoint, {now[key]} here"
         for key in now

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from megalith.checkpoint.foreign import load as load_foreign
 from megalith.checkpoint.native import Checkpointer, load
 from megalith.engine.engine import Engine
+from megalith.training.starting import weights_of_others
 
 
 class Saver:
@@ -65,9 +67,14 @@ class Saver:
         return state
 
     def load_weights(self, folder: Path) -> None:
-        """Put the model's weights alone into the engine; counters and optimizer stay fresh."""
+        """Put the model's weights alone into the engine, whoever saved them; counters and optimizer stay fresh."""
         weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
-        self._fill(folder, weights)
+        architecture = self.engine.stages[0].config
+        theirs = weights_of_others(folder, architecture)
+        if theirs is None:
+            self._fill(folder, weights)
+        else:
+            load_foreign(theirs.as_model(architecture), weights, team=self.checkpointer.team)
 
     def _fill(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         self.wait()  # what saves meanwhile talks over the same group

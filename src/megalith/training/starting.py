@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from megalith.checkpoint.foreign import Found, find, open_foreign
+from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.native import newest_verified, read_state, verify
-from megalith.checkpoint.open import resolve
 from megalith.errors import CheckpointError
+from megalith.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Start:
-    """`folder` has been verified. `origin` goes into the run's checkpoints, so that a later start knows what this one did.
+    """`folder` has been verified; of weights it may be another program's (a file, too). `origin` goes into the run's checkpoints, so that a later start knows what this one did.
 
     `state` is `state.json` of the checkpoint that the run goes on from; empty for a run that begins.
     """
@@ -69,10 +71,12 @@ def choose_start(
             fix="give the run another exp_manager.name to begin anew, or model.resume_from_checkpoint",
         )
     if resume_from:
-        folder = _whole(resume_from)
+        folder = _own(find(resume_from))
         return Start("resume", folder, asked, tuple(notices), read_state(folder))
     if init_from:
-        return Start("weights", _whole(init_from), asked, tuple(notices))
+        found = find(init_from)
+        folder = _own(found) if found.is_native else found.folder
+        return Start("weights", folder, asked, tuple(notices))
     if resume_if_exists and not ignore_no_checkpoint:
         raise CheckpointError(
             "there is no checkpoint to resume from",
@@ -87,8 +91,15 @@ def _origin(resume_from: str | Path | None, init_from: str | Path | None) -> dic
     return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path}
 
 
-def _whole(path: str | Path) -> Path:
-    folder = resolve(path)
+def _own(found: Found) -> Path:
+    """A whole step folder of our own."""
+    folder = found.folder
+    if not found.is_native:
+        raise CheckpointError(
+            f"another program wrote it ({found.kind}): a run cannot go on at its step",
+            where=str(folder),
+            fix="model.init_from takes its weights to step 0 of a new run",
+        )
     problems = verify(folder)
     if problems:
         raise CheckpointError(
@@ -97,3 +108,14 @@ def _whole(path: str | Path) -> Path:
             fix="give another step of that run",
         )
     return folder
+
+
+def weights_of_others(folder: Path, architecture: ModelConfig) -> Foreign | None:
+    """What another program saved, opened for a model of this architecture; None for a step folder of our own.
+
+    The number of heads and the true vocabulary, which its files may not say, are the architecture's.
+    """
+    if find(folder).is_native:
+        return None
+    known = {"num_attention_heads": architecture.num_attention_heads}
+    return open_foreign(folder, config_file=known, vocab_size=architecture.vocab_size)
