@@ -17,10 +17,9 @@ from tests.data.corpus import random_lengths, write
 
 def dataset(path, order="native", *, seq_length=8, seed=3, chapters=(20,), split=None):
     file = Files(None).open(path)
-    source = file.source(split or Range(0, len(file.indexed)))
     made = make_order(
         order,
-        file.items(source, "train"),
+        file.items(split or Range(0, len(file.indexed)), "train"),
         IndexCache([]),
         seq_length=seq_length,
         seed=seed,

@@ -16,14 +16,14 @@ from typing import Any
 
 from megalith.data.cache import IndexCache, Notice, cache_folders, no_notice
 from megalith.data.config import PATH_KEYS, DataConfig
-from megalith.data.gpt import GPTDataset
-from megalith.data.orders import make_order
 from megalith.data.plan import DataPlan, Source, Wish
 from megalith.data.prefixes import Prefixes
+from megalith.data.reading import Part, Wanted, reading
 from megalith.data.schedule import BatchRampUp
+from megalith.data.shape import Shape
 from megalith.data.sources import Files, OpenFile, Vocabulary
-from megalith.data.splits import SPLITS, Range, split_ranges
-from megalith.data.stream import Stream
+from megalith.data.splits import SPLITS, Range
+from megalith.data.stream import Samples, Stream
 from megalith.errors import ConfigError, DataError, Problem
 
 
@@ -41,6 +41,7 @@ class Request:
     consumed: int = 0
     vocabulary: Vocabulary | None = None
     notice: Notice = no_notice
+    shape: Shape = field(default_factory=Shape)
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,23 @@ def _open_split(config: DataConfig, request: Request, files: Files, split: str) 
             f"the run needs {split} data and none is named", where=key, fix=_how_to_do_without(split)
         )
     opened = [files.open(path) for path in prefixes.paths]
-    ranges = [_range(config, file, split) for file in opened]
-    sources = [file.source(part) for file, part in zip(opened, ranges, strict=True)]
-    kept, weights = _usable(sources, prefixes, config, request, split)
+    parts = [Part(file, _range(config, request, file, split), split) for file in opened]
+    kept, weights = _usable(parts, prefixes, config, request)
+    wanted = _wanted(config, request)
     wish = Wish(
         split=split,
         order=config.order,
-        seq_length=request.seq_length,
+        seq_length=wanted.seq_length,
         seed=request.seed,
         samples=request.samples[split],
         sources=tuple(kept),
         weights=weights,
         splits=config.splits_string if config.shared_files else None,
         dataloader_type=config.dataloader_type if split == "train" else "single",
+        shape=request.shape,
+        measure=(lambda source: _open(config, request, files, (source, split)).order.once)
+        if request.shape.grouped
+        else None,
     )
     stored = (request.stored or {}).get(split)
     if stored is None:
@@ -138,23 +143,30 @@ def _open_split(config: DataConfig, request: Request, files: Files, split: str) 
     else:
         consumed = request.consumed if split == "train" else 0
         plan = DataPlan.from_json(stored).append(wish, consumed, request.notice)
-    return Stream(plan, lambda i: _dataset(config, request, files, (plan, i)))
+    return Stream(plan, lambda i: _open(config, request, files, (plan.sources[i], split)))
 
 
-def _range(config: DataConfig, file: OpenFile, split: str) -> Range:
+def _wanted(config: DataConfig, request: Request) -> Wanted:
+    window = request.shape.window(request.seq_length, config.order)
+    return Wanted(config.order, window, request.seed, request.shape)
+
+
+def _range(config: DataConfig, request: Request, file: OpenFile, split: str) -> Range:
     if not config.shared_files:
         return Range(0, len(file.indexed))
-    return split_ranges(config.splits_string, len(file.indexed))[split]
+    return reading(request.shape).range(file, config.splits_string, split)
 
 
 def _usable(
-    sources: list[Source], prefixes: Prefixes, config: DataConfig, request: Request, split: str
+    parts: list[Part], prefixes: Prefixes, config: DataConfig, request: Request
 ) -> tuple[list[Source], tuple[float, ...] | None]:
     """Sources that can give a sample, and their weights. Training needs all of them; a blend for evaluation, one."""
+    sources = [part.file.source(part.items) for part in parts]
+    split = parts[0].split
     weights = prefixes.weights
     if weights is None and len(sources) > 1:
         weights = tuple(float(source.split_tokens) for source in sources)
-    reasons = [_unusable(source, config, request.seq_length, split) for source in sources]
+    reasons = [_unusable(part, config, request) for part in parts]
     good = [i for i, reason in enumerate(reasons) if reason is None]
     for source, reason in zip(sources, reasons, strict=True):
         if reason is None:
@@ -165,21 +177,14 @@ def _usable(
     return [sources[i] for i in good], tuple(weights[i] for i in good) if weights else None
 
 
-def _unusable(source: Source, config: DataConfig, seq_length: int, split: str) -> tuple[str, str] | None:
+def _unusable(part: Part, config: DataConfig, request: Request) -> tuple[str, str] | None:
     """Why a source cannot give a sample, and what to do; None: it can."""
-    documents, tokens = source.last - source.first, source.split_tokens
-    if documents == 0:
-        cut = f"splits_string {config.splits_string} gives {split} none of the {source.items} documents"
-        fix = f"give {split} a larger share in model.data.splits_string; or {_how_to_do_without(split)}"
-        return cut if config.shared_files else "holds no documents", fix
-    enough = seq_length + 1 if config.order == "native" else 1
-    if tokens >= enough:
-        return None
-    what = f"the {documents} documents of {split} hold {tokens} tokens; one sample needs {seq_length + 1}"
-    fix = "more text, or another model.data.splits_string"
-    if tokens > 1:
-        fix = f"model.encoder_seq_length={tokens - 1} or less; {fix}"
-    return what, fix
+    if len(part.items):
+        return reading(request.shape).fault(part, _wanted(config, request))
+    documents = part.file.indexed.num_documents if request.shape.grouped else len(part.file.indexed)
+    cut = f"splits_string {config.splits_string} gives {part.split} none of the {documents} documents"
+    fix = f"give {part.split} a larger share in model.data.splits_string; or {_how_to_do_without(part.split)}"
+    return cut if config.shared_files else "holds no documents", fix
 
 
 def _how_to_do_without(split: str) -> str:
@@ -190,29 +195,31 @@ def _how_to_do_without(split: str) -> str:
     return keys.get(split, "name the files in model.data.data_prefix")
 
 
-def _dataset(config: DataConfig, request: Request, files: Files, which: tuple[DataPlan, int]) -> GPTDataset:
-    plan, source = which[0], which[0].sources[which[1]]
+def _open(config: DataConfig, request: Request, files: Files, which: tuple[Source, str]) -> Samples:
+    """The samples of a source of a split."""
+    source, split = which
     file = files.reopen(source)
     cache = IndexCache(cache_folders(Path(file.path), config.index_mapping_dir), request.notice)
-    items = file.items(source, plan.split)
-    order = make_order(
-        plan.order, items, cache, seq_length=plan.seq_length, seed=plan.seed, chapters=source.chapters
-    )
-    return GPTDataset(file.indexed, order, plan.seq_length)
+    part = Part(file, Range(source.first, source.last), split, source.chapters)
+    return reading(request.shape).open(part, _wanted(config, request), cache)
 
 
 def _describe(stream: Stream) -> list[str]:
     plan, segment = stream.plan, stream.plan.segments[-1]
     lines = []
     for member in segment.members:
-        source, once = plan.sources[member.source], stream.dataset(member.source).order.once
+        source, samples = plan.sources[member.source], stream.dataset(member.source)
+        once, item = samples.order.once, "sentences" if plan.shape.grouped else "documents"
         share = f", weight {member.weight:.4g}" if len(segment.members) > 1 else ""
         share_samples = (plan.samples - segment.start) * member.weight
         # Evaluation begins at its sample 0 each time, so epochs would say nothing of it.
         endless = plan.order == "native" and plan.split == "train"
         passes = f", {share_samples / once:.3g} epochs" if endless else ""
         lines.append(
-            f"{plan.split:<10} {source.path}: documents {source.first:,} to {source.last:,} of {source.items:,}, "
+            f"{plan.split:<10} {source.path}: {item} {source.first:,} to {source.last:,} of {source.items:,}, "
             f"{source.split_tokens:,} tokens, {once:,} samples{share}{passes}"
         )
+        wanted = Wanted(plan.order, plan.seq_length, plan.seed, plan.shape)
+        if unread := reading(plan.shape).unread(samples, wanted):
+            lines.append(f"{'':<10} {unread}")
     return lines

@@ -3,6 +3,7 @@
 ```
 key (index hash, split, seed, length, samples, algorithm, epoch)
     ─▶ FOLDER/NAME.<digest of the key>.index/ {documents,samples,shuffle}.npy + key.json (shapes, dtypes, CRC-32)
+                                              (a file for each array of the index's dataclass)
 ```
 An entry is written to a folder of its own and renamed, so a reader sees all of it or nothing, and two processes that
 build the same entry at once do not disturb each other: the second one throws its own away. Nothing is shared but
@@ -22,8 +23,9 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,13 +33,14 @@ from megalith.data.index import GPTIndex
 
 Notice = Callable[[str], None]
 Key = Mapping[str, str | int]
+Index = TypeVar("Index")
+"""A dataclass of arrays."""
 
 SMALLEST = 1 << 20
 """Rows (items plus samples) below which building takes less than opening files would."""
 
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError)
 """What reading a file that does not hold what was written can raise."""
-_ARRAYS = ("documents", "samples", "shuffle")
 
 
 def no_notice(_: str) -> None:
@@ -53,34 +56,43 @@ class IndexCache:
     smallest: int = SMALLEST
     _noticed: set[str] = field(default_factory=set, repr=False)
 
-    def get(self, name: str, key: Key, rows: int, build: Callable[[], GPTIndex]) -> GPTIndex:
+    def get(
+        self,
+        name: str,
+        key: Key,
+        rows: int,
+        build: Callable[[], Index],
+        *,
+        kind: type[Index] = GPTIndex,  # type: ignore[assignment]  # the default goes with builders of it
+    ) -> Index:
         """The index of `key`, from disk or by `build`. `name` is for people; `rows` decides whether disk is worth it."""
         if rows < self.smallest:
             return build()
         entry = entry_name(name, key)
         for folder in self.folders:
-            found = self._read(folder / entry, key)
+            found = self._read(folder / entry, key, kind)
             if found is not None:
                 return found
         index = build()
-        return self._write(entry, key, index) or index
+        written = self._write(entry, key, index)
+        return index if written is None else written
 
-    def _read(self, entry: Path, key: Key) -> GPTIndex | None:
+    def _read(self, entry: Path, key: Key, kind: type[Index]) -> Index | None:
         if not entry.is_dir():
             return None
         try:
-            return read_entry(entry, key)
+            return read_entry(entry, key, kind)
         except _DAMAGE as error:
             self._say(f"{entry}: the cached index is damaged ({error}); building it again")
             shutil.rmtree(entry, ignore_errors=True)
             return None
 
-    def _write(self, entry: str, key: Key, index: GPTIndex) -> GPTIndex | None:
+    def _write(self, entry: str, key: Key, index: Index) -> Index | None:
         """Write to the first folder that takes it and return the mapped arrays; None where no folder does."""
         for folder in self.folders:
             try:
                 write_entry(folder / entry, key, index)
-                return read_entry(folder / entry, key)
+                return read_entry(folder / entry, key, type(index))
             except _DAMAGE as error:
                 self._say(f"{folder}: index cache cannot be used ({error}); trying the next place")
         self._say(
@@ -107,14 +119,14 @@ def entry_name(name: str, key: Key) -> str:
     return f"{name}.{digest[:16]}.index"
 
 
-def write_entry(entry: Path, key: Key, index: GPTIndex) -> None:
+def write_entry(entry: Path, key: Key, index: object) -> None:
     """Publish an entry by one rename. An equal entry that appeared meanwhile is left in place."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
         partial.chmod(0o755)
         record: dict[str, object] = {"key": dict(key)}
-        for name in _ARRAYS:
+        for name in _arrays(type(index)):
             array = np.ascontiguousarray(getattr(index, name))
             np.save(partial / f"{name}.npy", array, allow_pickle=False)
             record[name] = _describe(array)
@@ -129,18 +141,26 @@ def write_entry(entry: Path, key: Key, index: GPTIndex) -> None:
         raise
 
 
-def read_entry(entry: Path, key: Key) -> GPTIndex:
+def read_entry(
+    entry: Path,
+    key: Key,
+    kind: type[Index] = GPTIndex,  # type: ignore[assignment]  # as in `get`
+) -> Index:
     """Map the arrays of an entry. ValueError, KeyError or OSError where anything differs from what was written."""
     record = json.loads((entry / "key.json").read_text())
     if record["key"] != dict(key):
         raise ValueError("it belongs to another index")
     arrays = {}
-    for name in _ARRAYS:
+    for name in _arrays(kind):
         array = np.load(entry / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         if _describe(array) != record[name]:
             raise ValueError(f"{name}.npy does not hold what was written")
         arrays[name] = array.view(np.ndarray)
-    return GPTIndex(**arrays)
+    return kind(**arrays)
+
+
+def _arrays(kind: type[Any]) -> list[str]:
+    return [part.name for part in fields(kind)]
 
 
 def _describe(array: np.ndarray) -> dict[str, object]:

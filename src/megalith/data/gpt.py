@@ -38,15 +38,11 @@ class GPTDataset:
 
     def __getitem__(self, i: int) -> npt.NDArray[np.int64]:
         tokens = np.empty(self.seq_length + 1, np.int64)
-        self.read(i, tokens)
-        return tokens
-
-    def read(self, i: int, out: npt.NDArray[np.int64]) -> None:
-        """Copy the tokens of sample `i` into `out`, int64[seq_length + 1]."""
         at = 0
         for item, offset, length in self.pieces(i):
-            out[at : at + length] = self.indexed.get(item, offset, length)
+            tokens[at : at + length] = self.indexed.get(item, offset, length)
             at += length
+        return tokens
 
     def pieces(self, i: int) -> list[Piece]:
         """Where the tokens of sample `i` come from, in order; their lengths add up to `seq_length + 1`."""

@@ -12,7 +12,7 @@ to know models, devices and steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from megalith.data.cache import Notice, no_notice
-from megalith.data.masks import IGNORED, MaskOptions, make_batch
+from megalith.data.masks import IGNORED, MaskOptions, Masks
 from megalith.data.sampler import Sampler, SequentialSampler, batch_positions
 from megalith.data.schedule import BatchRampUp
 from megalith.data.stream import Stream
@@ -33,6 +33,9 @@ Positions = npt.NDArray[np.int64]
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 
+_LOWEST = {"tokens": 0, "encoder_tokens": 0, "targets": IGNORED}
+"""The arrays of token ids in a batch, and their lowest legal value."""
+_TARGETS = ("targets", "order")
 _AHEAD = 2
 """Batches read ahead for each thread."""
 
@@ -42,12 +45,12 @@ class Loader:
     """Batches of one split for data rank `data_rank` of `data_size`.
 
     A batch holds `tokens`, `targets` (−1: not counted) int64[b, T], `sample` int64[b] (position in the run; −1 in rows
-    that only fill up), and `positions`, `documents` where the masks ask for them. `vocab_size` guards against ids that
+    that only fill up), and what the masks make besides (`masks`, `masked`, `span`). `vocab_size` guards against ids that
     the model has no row for. `pin` puts batches into page-locked memory, for GPUs.
     """
 
     stream: Stream
-    masks: MaskOptions = field(default_factory=MaskOptions)
+    masks: Masks = field(default_factory=MaskOptions)
     sampler: Sampler = field(default_factory=SequentialSampler)
     data_rank: int = 0
     data_size: int = 1
@@ -106,23 +109,29 @@ class Loader:
     def _batch(self, positions: Positions) -> Batch:
         filling = positions < 0
         numbers = self.sampler.numbers(np.maximum(positions, 0))
-        rows = self.stream.read(numbers)
-        self._check(rows, numbers)
-        arrays = make_batch(rows, self.masks)
-        arrays["targets"][filling] = IGNORED
+        arrays = self.masks.batch(self.stream, numbers)
+        self._check(arrays, numbers)
+        for name in _TARGETS:
+            if name in arrays:
+                arrays[name][filling] = IGNORED
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         batch["sample"] = torch.from_numpy(positions)
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin else batch
 
-    def _check(self, rows: npt.NDArray[np.int64], numbers: Positions) -> None:
-        if self.vocab_size is None or not rows.size:
+    def _check(self, arrays: Mapping[str, npt.NDArray], numbers: Positions) -> None:
+        if self.vocab_size is None:
             return
-        if int(rows.min()) >= 0 and int(rows.max()) < self.vocab_size:
-            return
-        wrong = (rows < 0) | (rows >= self.vocab_size)
+        for name, lowest in _LOWEST.items():
+            rows = arrays.get(name)
+            if rows is None or not rows.size:
+                continue
+            if int(rows.min()) < lowest or int(rows.max()) >= self.vocab_size:
+                self._refuse(rows, (rows < lowest) | (rows >= self.vocab_size), numbers)
+
+    def _refuse(self, rows: npt.NDArray, wrong: npt.NDArray[np.bool_], numbers: Positions) -> None:
         row = int(np.flatnonzero(wrong.any(axis=1))[0])
         raise DataError(
-            f"holds token id {rows[row][wrong[row]][0]}; the vocabulary ends at {self.vocab_size - 1}",
+            f"holds token id {rows[row][wrong[row]][0]}; the vocabulary ends at {(self.vocab_size or 0) - 1}",
             where=self.stream.provenance(int(numbers[row])).path,
             fix="the file was made with another tokenizer: set model.tokenizer to that one, or preprocess again",
         )

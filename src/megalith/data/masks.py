@@ -11,11 +11,12 @@ All of it for a whole batch at once. Knows ids and −1. Refuses to know what th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megalith.data.stream import Numbers, Stream
 from megalith.errors import ConfigError, Problem
 
 Array = npt.NDArray
@@ -23,6 +24,13 @@ EodSense = Literal["input", "target"]
 
 IGNORED = -1
 """Target that the loss does not count."""
+
+
+class Masks(Protocol):
+    """Makes what a model is given of the samples that a stream reads: `MaskOptions` for GPT, `masked` for BERT, `span`."""
+
+    def batch(self, stream: Stream, numbers: Numbers) -> dict[str, Array]:
+        """Arrays with the sample first: `tokens`, `targets`, and what the model needs besides."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,10 @@ class MaskOptions:
             what = "needs an end-of-document token, and the tokenizer has none"
             fix = "switch it off, or use a tokenizer with an end-of-document token"
             raise ConfigError([Problem(f"model.data.{key}", what, fix) for key, on in wanted.items() if on])
+
+    def batch(self, stream: Stream, numbers: Numbers) -> dict[str, Array]:
+        """`make_batch` of the windows `numbers`."""
+        return make_batch(stream.read(numbers), self)
 
 
 def make_batch(rows: Array, options: MaskOptions) -> dict[str, Array]:

@@ -19,7 +19,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from megalith.data.index import GPTIndex, epoch_index, epochs_needed, megatron_i
 from megalith.data.splits import Range
 
 _KEPT = 3
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,15 @@ class SourceOrder(Protocol):
     def find(self, i: int) -> tuple[GPTIndex, int]: ...
 
 
-class _Indexes:
-    """Builds indexes by number, through the cache, and keeps the last few open."""
+class Kept(Generic[Made]):
+    """Makes things by number and keeps the last few."""
 
-    def __init__(self, build: Callable[[int], GPTIndex]) -> None:
+    def __init__(self, build: Callable[[int], Made]) -> None:
         self._build = build
-        self._open: OrderedDict[int, GPTIndex] = OrderedDict()
+        self._open: OrderedDict[int, Made] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __getitem__(self, number: int) -> GPTIndex:
+    def __getitem__(self, number: int) -> Made:
         with self._lock:
             if number not in self._open:
                 self._open[number] = self._build(number)
@@ -90,11 +92,11 @@ class NativeOrder:
     cache: IndexCache
     once: int = 0
     endless: bool = True
-    _epochs: _Indexes = field(init=False, repr=False)
+    _epochs: Kept[GPTIndex] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.once = samples_in(self.items.tokens, self.seq_length)
-        self._epochs = _Indexes(self._epoch)
+        self._epochs = Kept(self._epoch)
 
     def find(self, i: int) -> tuple[GPTIndex, int]:
         epoch, j = divmod(i, self.once)
@@ -123,13 +125,13 @@ class MegatronOrder:
     once: int = 0
     endless: bool = False
     _ends: npt.NDArray[np.int64] = field(init=False, repr=False)
-    _indexes: _Indexes = field(init=False, repr=False)
+    _indexes: Kept[GPTIndex] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         lengths = [chapter_length(self.items.tokens, self.seq_length, asked) for asked in self.chapters]
         self._ends = np.cumsum([0, *lengths])
         self.once = int(self._ends[-1])
-        self._indexes = _Indexes(self._chapter)
+        self._indexes = Kept(self._chapter)
 
     def find(self, i: int) -> tuple[GPTIndex, int]:
         if not 0 <= i < self.once:

@@ -17,8 +17,8 @@ Knows numbers, hashes and names. Opens no file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import msgspec
@@ -27,6 +27,7 @@ import numpy as np
 from megalith.data.blend import Blend
 from megalith.data.cache import Notice, no_notice
 from megalith.data.orders import chapter_length
+from megalith.data.shape import Shape
 from megalith.errors import CheckpointError, ConfigError, DataError, Problem
 
 FORMAT_VERSION = 1
@@ -89,6 +90,15 @@ class Wish:
     weights: tuple[float, ...] | None = None
     splits: str | None = None
     dataloader_type: Literal["single", "cyclic"] = "single"
+    shape: Shape = field(default_factory=Shape)
+    measure: Callable[[Source], int] | None = None
+    """Samples that the chapters of a source hold, where it takes a look into the file; None: windows."""
+
+    def planned(self, source: Source) -> int:
+        """Samples that the chapters of `source` hold (they run over whole epochs, so often more than was asked)."""
+        if self.measure:
+            return self.measure(source)
+        return sum(chapter_length(source.split_tokens, self.seq_length, asked) for asked in source.chapters)
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,7 @@ class DataPlan:
     dataloader_type: Literal["single", "cyclic"] = "single"
     cycle: int = 0
     """Length of the data set that Megatron's cyclic sampler goes round in; 0 for the others."""
+    shape: Shape = field(default_factory=Shape)
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -132,6 +143,7 @@ class DataPlan:
             splits=wish.splits,
             dataloader_type=wish.dataloader_type,
             cycle=_cycle(wish, sources) if wish.dataloader_type == "cyclic" else 0,
+            shape=wish.shape,
         )
 
     def append(self, wish: Wish, consumed: int, notice: Notice = no_notice) -> DataPlan:
@@ -148,7 +160,7 @@ class DataPlan:
             segments = self._new_segment(segments, members, consumed)
             notice(f"{self.split} data: other sources or weights from sample {consumed} on")
         plan = replace(self, sources=sources, segments=segments, samples=wish.samples, splits=wish.splits)
-        return plan if self.order == "native" or self.cycle else plan._with_chapters(wish.weights is not None)
+        return plan if self.order == "native" or self.cycle else plan._with_chapters(wish)
 
     def cursors(self, consumed: int) -> dict[int, int]:
         """Number of samples that each source has given (or skipped) when `consumed` samples of the run are read."""
@@ -197,15 +209,15 @@ class DataPlan:
         kept = segments[:-1] if segments[-1].start == consumed else segments
         return (*kept, Segment(consumed, made))
 
-    def _with_chapters(self, weighted: bool) -> DataPlan:
+    def _with_chapters(self, wish: Wish) -> DataPlan:
         """Megatron's order: another chapter for each source that the samples asked for would run out of."""
         segment = self.segments[-1]
         sources = list(self.sources)
-        asked = _asked(self.samples - segment.start, [m.weight for m in segment.members], weighted)
+        weights = [m.weight for m in segment.members]
+        asked = _asked(self.samples - segment.start, weights, wish.weights is not None)
         for member, count in zip(segment.members, asked, strict=True):
             source = sources[member.source]
-            planned = sum(chapter_length(source.split_tokens, self.seq_length, n) for n in source.chapters)
-            missing = member.first + count - planned
+            missing = member.first + count - wish.planned(source)
             if missing > 0:
                 sources[member.source] = replace(source, chapters=(*source.chapters, missing))
         return replace(self, sources=tuple(sources))
@@ -229,10 +241,16 @@ def _cycle(wish: Wish, sources: Sequence[Source]) -> int:
                                    "native shuffles every epoch anew already: use single")])  # fmt: skip
     if len(sources) > 1:
         return wish.samples
-    return chapter_length(sources[0].split_tokens, wish.seq_length, sources[0].chapters[0])
+    return wish.planned(sources[0])
 
 
-_KEYS = {"seed": "model.seed", "seq_length": "model.encoder_seq_length"}
+_KEYS = {
+    "seed": "model.seed",
+    "seq_length": "model.encoder_seq_length",
+    "kind": "model.data.dataset_type",
+    "min_sentences": "model.bert_binary_head",
+    "decoder_length": "model.data.seq_length_dec",
+}
 """Where in the configuration a field of the plan comes from, if not from model.data."""
 
 
@@ -241,12 +259,26 @@ def _changed(key: str, what: str, value: object) -> Problem:
     return Problem(_KEYS.get(key, f"model.data.{key}"), f"cannot change while a run goes on: {what}", fix)
 
 
+def _setting(name: str, value: object) -> object:
+    """What the user wrote for a field of the shape."""
+    return value == 2 if name == "min_sentences" else value
+
+
 def _refuse_changes(plan: DataPlan, wish: Wish) -> None:
     same = "the samples already read would be other ones"
     problems = [
         _changed(key, same, getattr(plan, key))
         for key in ("order", "seq_length", "seed", "dataloader_type")
         if getattr(plan, key) != getattr(wish, key)
+        and not (
+            key == "seq_length" and plan.shape.decoder_length != wish.shape.decoder_length
+        )  # a window holds both
+    ]
+    problems += [
+        _changed(part.name, same, _setting(part.name, getattr(plan.shape, part.name)))
+        for part in fields(Shape)
+        if getattr(plan.shape, part.name) != getattr(wish.shape, part.name)
+        and part.name != "max_length"  # kind and seq_length say it
     ]
     if problems:
         raise ConfigError(problems)

@@ -69,17 +69,23 @@ class OpenFile:
             bin_sha256=self.side_car.content.bin_sha256 if self.side_car else None,
             first=split.first,
             last=split.last,
-            split_tokens=int(indexed.sizes[split.first : split.last].sum(dtype=np.int64)),
+            split_tokens=self.tokens(split),
         )
 
-    def items(self, source: Source, split: str) -> Items:
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+    def tokens(self, items: Range) -> int:
+        """Tokens of some items."""
+        return int(self.indexed.sizes[items.first : items.last].sum(dtype=np.int64))
+
+    def items(self, items: Range, split: str) -> Items:
         """The lengths that an order is made of."""
         sizes = np.ascontiguousarray(self.indexed.sizes)
         if not sizes.flags.aligned:
             sizes = sizes.copy()
-        return Items(
-            sizes, Range(source.first, source.last), f"{Path(self.path).name}.{split}", self.idx_sha256
-        )
+        return Items(sizes, items, f"{self.name}.{split}", self.idx_sha256)
 
 
 class Files:

@@ -6,14 +6,16 @@ Safe to share between threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from megalith.data.blend import Blend
-from megalith.data.gpt import GPTDataset, Piece
+from megalith.data.gpt import Piece
+from megalith.data.indexed.mmap import IndexedDataset
 from megalith.data.plan import DataPlan, Segment
 from megalith.errors import DataError
 
@@ -32,20 +34,44 @@ class Provenance:
     item_lengths: list[int]
 
 
-class Stream:
-    """Samples of one split. `stream[number]` is int64[seq_length + 1]; `read(numbers)` is many at once."""
+class Once(Protocol):
+    """How far an order goes."""
 
-    def __init__(self, plan: DataPlan, open_source: Callable[[int], GPTDataset]) -> None:
+    @property
+    def once(self) -> int: ...
+    @property
+    def endless(self) -> bool: ...
+
+
+class Samples(Protocol):
+    """Samples of one source in their order: windows of its tokens (`gpt`), or groups of its sentences (`groups`)."""
+
+    @property
+    def indexed(self) -> IndexedDataset: ...
+    @property
+    def order(self) -> Once: ...
+
+    def __getitem__(self, i: int) -> Any:
+        """What masks make a row of a batch of: int64[seq_length + 1], or a `Group`."""
+
+    def pieces(self, i: int) -> list[Piece]:
+        """Where the tokens of sample `i` come from."""
+
+
+class Stream:
+    """Samples of one split. `samples(numbers)` is what masks make batches of; `read(numbers)` are windows as one array."""
+
+    def __init__(self, plan: DataPlan, open_source: Callable[[int], Samples]) -> None:
         """`open_source(i)` reads `plan.sources[i]`; sources that only past samples came from are opened when asked for."""
         self.plan = plan
         self._open_source = open_source
-        self._open: dict[int, GPTDataset] = {}
+        self._open: dict[int, Samples] = {}
         for member in plan.segments[-1].members:
             self.dataset(member.source)
         self._starts = np.array([segment.start for segment in plan.segments])
         self._blends = [Blend([member.weight for member in segment.members]) for segment in plan.segments]
 
-    def dataset(self, source: int) -> GPTDataset:
+    def dataset(self, source: int) -> Samples:
         """The samples of `plan.sources[source]`."""
         if source not in self._open:
             self._open[source] = self._open_source(source)
@@ -65,12 +91,17 @@ class Stream:
         return self.read(np.array([number]))[0]
 
     def read(self, numbers: Numbers) -> npt.NDArray[np.int64]:
-        """int64[len(numbers), seq_length + 1]. DataError for a number that the plan does not cover."""
-        sources, indexes = self.locate(numbers)
+        """Windows int64[len(numbers), seq_length + 1]. DataError for a number that the plan does not cover."""
         rows = np.empty((len(numbers), self.plan.seq_length + 1), np.int64)
-        for row, source, index in zip(rows, sources.tolist(), indexes.tolist(), strict=True):
-            self.dataset(source).read(index, row)
+        for row, (_, window) in zip(rows, self.samples(numbers), strict=True):
+            row[:] = window
         return rows
+
+    def samples(self, numbers: Numbers) -> Iterator[tuple[int, Any]]:
+        """(number within its source, sample) of each. DataError for a number that the plan does not cover."""
+        sources, indexes = self.locate(numbers)
+        for source, index in zip(sources.tolist(), indexes.tolist(), strict=True):
+            yield index, self.dataset(source)[index]
 
     def locate(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
         """(which of the plan's sources, number within it) of each sample."""
