@@ -79,9 +79,9 @@ def write(folder: Path, whole: Whole, layout: Layout, facts: dict[str, object]) 
         return folder
     if layout.place == "iteration":
         return folder / step
-    assert layout.tp == layout.pp == 1
     if layout.place == "rank":
         return path.parent
+    assert layout.tp == layout.pp == 1
     bare = folder / "gpt2.pt"
     path.rename(bare)
     return bare

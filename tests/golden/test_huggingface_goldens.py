@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from megalith.errors import CheckpointError
 from megalith.generate.loading import load_model
 from tests.reference.common import missing_pairs, rows
 
@@ -106,3 +107,10 @@ def test_logits(tmp_path, row):
     assert ours.dtype == torch.float64
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= TOLERANCE
+
+
+def test_a_window_of_attention_is_refused(tmp_path):
+    """Ours sees every position: a model that saw fewer would read other logits."""
+    write_folder(tmp_path, tiny.mistral(sliding_window=8), Folder())
+    with pytest.raises(CheckpointError, match="sliding_window: 8"):
+        load_model(tmp_path, device="cpu", precision="64")

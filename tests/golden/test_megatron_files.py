@@ -118,10 +118,10 @@ def test_grouped_queries_and_gates_lie_per_rank(tmp_path, llama, tree):
         model = read(root / f"iter_0000010/mp_rank_{r:02d}/model_optim_rng.pt")["model"]
         body = model if tree.startswith("core") else model["language_model"]["encoder"]
         at = "decoder.layers.1" if tree.startswith("core") else "layers.1"
-        q0, q1, k, v = body[f"{at}.self_attention.{qkv}.weight"].split(HEAD_DIM)
-        assert torch.equal(torch.cat([q0, q1]), layer["q.weight"][16 * r : 16 * r + 16])
-        assert torch.equal(k, layer["k.weight"][8 * r : 8 * r + 8])
-        assert torch.equal(v, layer["v.weight"][8 * r : 8 * r + 8])
+        *queries, k, v = body[f"{at}.self_attention.{qkv}.weight"].split(HEAD_DIM)
+        assert torch.equal(torch.cat(queries), layer["q.weight"][16 * r : 16 * r + 16])
+        assert torch.equal(k, layer["k.weight"][HEAD_DIM * r : HEAD_DIM * (r + 1)])
+        assert torch.equal(v, layer["v.weight"][HEAD_DIM * r : HEAD_DIM * (r + 1)])
         gate, up = body[f"{at}.mlp.{first}.weight"].chunk(2)
         assert torch.equal(gate, layer["gate.weight"][24 * r : 24 * r + 24])
         assert torch.equal(up, layer["up.weight"][24 * r : 24 * r + 24])

@@ -125,24 +125,24 @@ LLAMA = {
     "tree": ["V2.5", "norms", "core-local", "core-TE"],
     "tp": ["1", "2"],
     "stages": list(STAGES),
-    "groups": ["2", "4"],
+    "groups": ["2", "8"],
     "head": ["tied", "untied"],
     "dtype": ["fp64", "bf16"],
     "extra": ["none", "stream", "tensor"],
 }
 LLAMA_TABLE = """
     V2.5       1  1    2  untied  fp64  none
-    V2.5       2  2    4  tied    bf16  stream
+    V2.5       2  2    8  tied    bf16  stream
     V2.5       2  2x2  2  tied    fp64  tensor
-    norms      2  1    4  tied    fp64  stream
+    norms      2  1    8  tied    fp64  stream
     norms      1  2    2  untied  bf16  tensor
     norms      1  2x2  2  untied  bf16  none
     core-local 2  1    2  untied  bf16  tensor
-    core-local 1  2    4  tied    fp64  none
-    core-local 1  2x2  4  untied  bf16  stream
-    core-TE    1  1    4  untied  fp64  tensor
+    core-local 1  2    8  tied    fp64  none
+    core-local 1  2x2  8  untied  bf16  stream
+    core-TE    1  1    8  untied  fp64  tensor
     core-TE    2  2    2  untied  fp64  stream
-    core-TE    2  2x2  4  tied    bf16  none
+    core-TE    2  2x2  8  tied    bf16  none
 """
 
 CORE = {
@@ -321,6 +321,13 @@ def test_llama_of_four_ranks(tmp_path, models):
     whole, theirs = models.llama(4, False, torch.float64)
     path = write(tmp_path, whole, Layout(tree="core TE", tp=4, pp=2), llama_facts(4, tied=False))
     assert_same(path, theirs, 4)
+
+
+def test_a_rank_stands_for_its_iteration(tmp_path, models):
+    whole, theirs = models.gpt2("gelu_new", torch.float64)
+    path = write(tmp_path, whole, Layout(place="rank", tp=2, pp=2), gpt2_facts())
+    assert path.name == "mp_rank_01_001"
+    assert_same(path, theirs, 2)
 
 
 def test_gates_and_ups_under_names_of_their_own(tmp_path, models):

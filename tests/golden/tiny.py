@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-VOCABULARY, WIDTH, HEADS, LAYERS, POSITIONS = 91, 32, 4, 4, 24
+VOCABULARY, WIDTH, HEADS, LAYERS, POSITIONS = 91, 32, 8, 4, 24  # eight heads: four ranks have two each
 
 
 def gpt2(activation: str = "gelu_new", **fields: object) -> GPT2LMHeadModel:
@@ -43,9 +43,9 @@ def llama(key_value_heads: int = 2, tied: bool = False, **fields: object) -> Lla
     return scattered(LlamaForCausalLM(LlamaConfig(**common)))
 
 
-def mistral() -> MistralForCausalLM:
+def mistral(sliding_window: int | None = None) -> MistralForCausalLM:
     """Llama's layers; heads wider than hidden_size / heads, as in Mistral's own later models; no window."""
-    config = MistralConfig(**llama_fields(2, False), head_dim=12, sliding_window=None)
+    config = MistralConfig(**llama_fields(2, False), head_dim=12, sliding_window=sliding_window)
     return scattered(MistralForCausalLM(config))
 
 
