@@ -24,6 +24,10 @@ test: install
 test-all: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not device"
 
+# Ten thousand mutations of checkpoint files from elsewhere; `make test` does 300.
+fuzz: install
+	MEGALITH_FUZZ=10000 $(TEST_ENV) $(BIN)/python -m pytest -s tests/faults/test_damaged_pickles.py -k mutations
+
 test-device: install
 	$(BIN)/python -m pytest tests/device -m device
 

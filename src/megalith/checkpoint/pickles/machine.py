@@ -20,7 +20,7 @@ FREE_OBJECTS, BYTES_PER_OBJECT, MAX_OBJECTS = 200_000, 4, 6_000_000
 """Containers and calls of a pickle: so many are always allowed, then one for so many bytes of it, and never more than that."""
 FREE_COPIES, COPIES_PER_BYTE = 1 << 20, 2
 """Values and bytes handed to calls and states: each may copy them, and one that is shared could be copied for ever."""
-MAX_STACK = 1_000_000
+MAX_STACK = 250_000
 """Values on the stack at once: a pickler puts a tuple's there, and of a list or a dict a thousand at a time."""
 MEMO_GAP = 16
 """How far ahead of the last a memo number may be: picklers count one by one."""

@@ -113,7 +113,8 @@ def _raw(value: Any) -> bytes:
 def array(state: Any) -> np.ndarray[Any, Any]:
     """What the state of a `numpy.ndarray` (version, shape, dtype, column order, bytes) describes."""
     shape, dtype, columns, raw = state[-4:]
-    return _array(_raw(raw), _number_type(dtype), shape, "F" if columns else "C")
+    kind = _number_type(dtype)  # first: an array of objects has a list where the bytes of others are
+    return _array(_raw(raw), kind, shape, "F" if columns else "C")
 
 
 def _array(raw: bytes, dtype: np.dtype[Any], shape: Any, order: Any) -> np.ndarray[Any, Any]:

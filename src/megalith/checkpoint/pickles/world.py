@@ -69,7 +69,7 @@ class Reading:
             return _MAKERS[key](args)
         if verdict(*key) is Verdict.INERT:
             return inert(made_by, args)
-        raise Refused(str(made_by))
+        raise Unreadable(f"it makes a {made_by}, which is not read here")
 
     def build(self, made: Any, state: Any) -> Any:
         """Keeps the state of a stub, fills a numpy array, and leaves attributes of dicts and parameters away."""
