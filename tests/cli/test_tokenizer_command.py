@@ -131,7 +131,7 @@ def test_inspect(megalith, folder):
             ["encode", "--tokenizer", "{base}/made", "--tokenizer-type", "GPT2", "--text", "x"],
             "did you mean GPT2BPE",
         ),
-        (["encode", "--tokenizer", "{base}/made", "--tokenizer-type", "BertWordPieceCase"], "not built yet"),
+        (["encode", "--tokenizer", "{base}/made", "--tokenizer-type", "NullTokenizer"], "not built yet"),
         (["encode", "--tokenizer", "{base}/made", "--text", "x", "--file", "y"], "both --text and --file"),
         (["encode", "--tokenizer", "{base}/made", "--file", "{base}/nowhere"], "cannot be read"),
         (["encode", "--tokenizer", "{base}/made", "--file", "{base}"], "cannot be read"),

@@ -151,12 +151,12 @@ def test_exit_codes_and_messages(folder):
     assert "resumed: 1 of 1 parts" in done.stdout
     done = megalith(folder, "--input", "nothing.jsonl", *common, code=2)
     assert "nothing.jsonl: no such file" in done.stderr
-    done = megalith(folder, "--input", "c.jsonl", *common, "--split-sentences", code=2)
-    assert "--split-sentences: sentence splitting is not built yet" in done.stderr
+    done = megalith(folder, "--input", "c.jsonl", *common, "--split-sentences", "--lang", "klingon", code=2)
+    assert "--lang: no sentence splitter for 'klingon'" in done.stderr
     done = megalith(folder, "--input", "c.jsonl", *common, "--keep-newlines", code=2)
-    assert "--keep-newlines" in done.stderr
-    done = megalith(folder, "--input", "c.jsonl", *common, "--tokenizer-type", "BertWordPieceCase", code=2)
-    assert "BertWordPieceCase is not built yet" in done.stderr
+    assert "add --split-sentences" in done.stderr
+    done = megalith(folder, "--input", "c.jsonl", *common, "--tokenizer-type", "NullTokenizer", code=2)
+    assert "NullTokenizer is not built yet" in done.stderr
     done = megalith(folder, "--input", "c.jsonl", "--output-prefix", "out", code=2)
     assert "needs vocab_file" in done.stderr
     megalith(folder, "--output-prefix", "out", code=2)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import tokenizers
 from megalith.data.indexed.mmap import open_indexed
-from megalith.tokenizers.fast import PROBES, FastEncoder, ReferenceEncoder, fast_encoder
+from megalith.tokenizers.fast import PROBES, GigatokenEncoder, ReferenceEncoder, fast_encoder
 from megalith.tokenizers.load import gpt2_tokenizer
 from megalith.tokenizers.train import TrainingOptions, train_bpe
 from tokenizers import decoders, models, pre_tokenizers
@@ -149,7 +149,7 @@ def test_empty_documents_keep_their_place(trained, trained_fast):
 
 
 def test_reset_keeps_the_ids_and_forgets_the_count(trained, trained_fast):
-    encoder = FastEncoder(trained_fast.definition)
+    encoder = GigatokenEncoder(trained_fast.definition)
     before = encoder.encode([b"the cat sat"])[0]
     assert encoder.encoded_bytes == 11
     encoder.reset()

@@ -132,6 +132,8 @@ def test_types(folder):
     with pytest.raises(UnsupportedError, match="did you mean huggingface"):
         load_tokenizer(TokenizerConfig(library="hugingface"))
     with pytest.raises(UnsupportedError, match="not built yet"):
+        load_tokenizer(TokenizerConfig(library="yttm"))
+    with pytest.raises(DataError, match=r"needs a SentencePiece \.model"):
         load_tokenizer(TokenizerConfig(library="sentencepiece"))
 
 
@@ -161,7 +163,7 @@ def test_lone_surrogates_are_refused(folder):
 
 def test_the_fast_path_is_refused_where_one_id_differs(folder, monkeypatch):
     tokenizer = load_tokenizer(folder)
-    honest = fast.FastEncoder.encode
+    honest = fast.GigatokenEncoder.encode
 
     def wrong(self, documents):
         ids, lengths = honest(self, documents)
@@ -170,7 +172,7 @@ def test_the_fast_path_is_refused_where_one_id_differs(folder, monkeypatch):
             ids[-1] += 1
         return ids, lengths
 
-    monkeypatch.setattr(fast.FastEncoder, "encode", wrong)
+    monkeypatch.setattr(fast.GigatokenEncoder, "encode", wrong)
     assert fast_encoder(tokenizer, ["the cat"])[1] == ""
     encoder, notice = fast_encoder(tokenizer, ["the cat", b"the dog"])
     assert encoder is None

@@ -6,7 +6,7 @@ import pytest
 
 import tokenizers
 from megalith.tokenizers.definition import corpus_definition
-from megalith.tokenizers.fast import FastEncoder, ReferenceEncoder, fast_encoder
+from megalith.tokenizers.fast import GigatokenEncoder, ReferenceEncoder, fast_encoder
 from megalith.tokenizers.load import load_tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -161,7 +161,11 @@ def test_corpus_definition_is_for_the_fast_path_alone(tmp_path):
     engine = byte_level()
     engine.save(str(tmp_path / "tokenizer.json"))
     definition = load_tokenizer(tmp_path / "tokenizer.json").definition
-    injected = FastEncoder(json.dumps(definition).encode()).encode([TEXT.encode()])[0].tolist()
-    safe = FastEncoder(json.dumps(corpus_definition(definition)).encode()).encode([TEXT.encode()])[0].tolist()
+    injected = GigatokenEncoder(json.dumps(definition).encode()).encode([TEXT.encode()])[0].tolist()
+    safe = (
+        GigatokenEncoder(json.dumps(corpus_definition(definition)).encode())
+        .encode([TEXT.encode()])[0]
+        .tolist()
+    )
     assert 0 in injected
     assert 0 not in safe

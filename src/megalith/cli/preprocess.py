@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from megalith.data.preprocess.pipeline import Progress
     from megalith.data.preprocess.report import Meter, Summary
     from megalith.data.preprocess.wire import Job
+    from megalith.data.sentences import Sentences
 
 _ABOUT = """Turns text into token files that training reads, the same bytes as Megatron's tools.
 
@@ -34,6 +35,8 @@ parts wait in PREFIX.parts."""
 _EXAMPLE = """Example:
   megalith data preprocess --input corpus.jsonl --output-prefix my-gpt2 --vocab-file vocab.json \\
       --merge-file merges.txt --append-eod --workers 2
+  megalith data preprocess --input corpus.jsonl --output-prefix my-bert --vocab-file vocab.txt \\
+      --tokenizer-type BertWordPieceLowerCase --split-sentences --workers 2
 
 Exit codes: 0 published, 1 more bad lines than --max-rejected, 2 something to be mended, 3 stopped by a signal."""
 
@@ -66,6 +69,7 @@ def _parser() -> _Parser:
     )
     _add_input(parser.add_argument_group("input"))
     _add_tokenizer(parser.add_argument_group("tokenizer"))
+    _add_sentences(parser.add_argument_group("sentences, for BERT and T5"))
     _add_output(parser.add_argument_group("output"))
     _add_running(parser.add_argument_group("running"))
     _add_accepted(parser.add_argument_group("accepted for Megatron's sake"))
@@ -109,15 +113,42 @@ def _add_tokenizer(group: Any) -> None:
     group.add_argument(
         "--tokenizer-type",
         metavar="NAME",
-        help="GPT2BPETokenizer (default) or HFTokenizer, as Megatron names them",
+        help="as Megatron names them: GPT2BPETokenizer (default), BertWordPieceLowerCase, BertWordPieceCase, "
+        "SentencePieceTokenizer, GPTSentencePieceTokenizer, HFTokenizer",
     )
-    group.add_argument("--vocab-file", "--vocab", metavar="FILE", help="GPT-2's vocab.json")
+    group.add_argument(
+        "--vocab-file", "--vocab", metavar="FILE", help="GPT-2's vocab.json, or BERT's vocab.txt"
+    )
     group.add_argument("--merge-file", metavar="FILE", help="GPT-2's merges.txt")
     group.add_argument(
-        "--tokenizer", "--tokenizer-model", metavar="PATH", help="a tokenizer.json, or a folder with one"
+        "--tokenizer",
+        "--tokenizer-model",
+        metavar="PATH",
+        help="a SentencePiece .model, a tokenizer.json, or a folder with one",
+    )
+    group.add_argument(
+        "--vocab-extra-ids",
+        type=int,
+        default=0,
+        metavar="N",
+        help="T5's <extra_id_0> to <extra_id_N-1> follow the vocabulary; changes no id of a text [0]",
     )
     group.add_argument(
         "--append-eod", action="store_true", help="end every document with the end-of-document token"
+    )
+
+
+def _add_sentences(group: Any) -> None:
+    group.add_argument(
+        "--split-sentences", action="store_true", help="make every sentence of a document an item of its own"
+    )
+    group.add_argument(
+        "--keep-newlines",
+        action="store_true",
+        help="leave the white space behind a sentence with it, rather than dropping it",
+    )
+    group.add_argument(
+        "--lang", default="english", metavar="NAME", help="language of the sentences, or its code [english]"
     )
 
 
@@ -127,7 +158,8 @@ def _add_output(group: Any) -> None:
         type=Path,
         required=True,
         metavar="PREFIX",
-        help="writes PREFIX_KEY_document.bin, .idx and .meta.json for each key",
+        help="writes PREFIX_KEY_document.bin, .idx and .meta.json for each key (PREFIX_KEY_sentence with "
+        "--split-sentences)",
     )
     group.add_argument(
         "--dataset-impl",
@@ -172,8 +204,6 @@ def _add_accepted(group: Any) -> None:
         "--keep-sequential-samples", action="store_true", help="no effect: the order is always kept"
     )
     group.add_argument("--chunk-size", type=int, metavar="N", help="no effect")
-    group.add_argument("--split-sentences", action="store_true", help="refused: not built yet (BERT, T5)")
-    group.add_argument("--keep-newlines", action="store_true", help="refused: not built yet (BERT, T5)")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -202,11 +232,10 @@ def main(arguments: Sequence[str]) -> None:
     given = _parse(arguments)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would only be forked around
     gc.disable()  # a vocabulary is many small objects and no garbage; workers switch it on again
-    from megalith.data.preprocess.options import Options, parse_bytes, refuse_sentences
+    from megalith.data.preprocess.options import Options, parse_bytes
     from megalith.data.preprocess.run import preprocess as run
     from megalith.tokenizers.names import TokenizerFiles
 
-    refuse_sentences(given.split_sentences, given.keep_newlines)
     if given.partitions > 1:
         _notice(f"--partitions {given.partitions} changes nothing: --workers says how many processes work")
     options = Options(
@@ -217,9 +246,11 @@ def main(arguments: Sequence[str]) -> None:
             vocab_file=given.vocab_file,
             merge_file=given.merge_file,
             file=given.tokenizer,
+            num_sentinel_tokens=_extra_ids(given.vocab_extra_ids),
         ),
         keys=tuple(given.json_keys or ("text",)),
         append_eod=given.append_eod,
+        sentences=_sentences(given),
         workers=given.workers,
         implementation=given.dataset_impl,
         txt_documents=given.txt_documents,
@@ -237,6 +268,26 @@ def main(arguments: Sequence[str]) -> None:
 
         summary = run(options, notify=_notice, show=show if sys.stderr.isatty() else None, started=started)
     _report(summary, options)
+
+
+def _sentences(given: argparse.Namespace) -> Sentences | None:
+    from megalith.data.sentences import Sentences, language_code
+
+    if given.split_sentences:
+        return Sentences(language_code(given.lang), keep_spaces=given.keep_newlines)
+    if given.keep_newlines:
+        raise DataError(
+            "without --split-sentences there is nothing to keep them from",
+            where="--keep-newlines",
+            fix="add --split-sentences, or leave it out: a whole document keeps every character",
+        )
+    return None
+
+
+def _extra_ids(count: int) -> int | None:
+    if count < 0:
+        raise DataError(f"{count} extra ids", where="--vocab-extra-ids", fix="0 or more; T5 has 100")
+    return count or None
 
 
 def _report(summary: Summary, options: Options) -> None:

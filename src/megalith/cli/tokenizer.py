@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from megalith.data.texts import Tally
     from megalith.tokenizers.bpe import DefinedTokenizer
+    from megalith.tokenizers.load import LoadedTokenizer
     from megalith.tokenizers.names import TokenizerFiles
     from megalith.tokenizers.train import TrainingOptions
 
@@ -27,24 +28,44 @@ WORTH_A_BAR = 20_000_000
 """Bytes of input below which training takes so few seconds that the library's four bars would only stand about."""
 
 TokenizerPath = Annotated[
-    Path | None, typer.Option("--tokenizer", help="a tokenizer.json, or a folder with one", metavar="PATH")
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        "--tokenizer-model",
+        help="a SentencePiece .model, a tokenizer.json, or a folder with one",
+        metavar="PATH",
+    ),
 ]
 TokenizerType = Annotated[
-    str | None, typer.Option("--tokenizer-type", help="Megatron's name: GPT2BPETokenizer, HFTokenizer")
+    str | None,
+    typer.Option(
+        "--tokenizer-type",
+        help="Megatron's name: GPT2BPETokenizer, BertWordPieceLowerCase, BertWordPieceCase, SentencePieceTokenizer, …",
+    ),
 ]
-VocabFile = Annotated[Path | None, typer.Option("--vocab-file", "--vocab", help="GPT-2's vocab.json")]
+VocabFile = Annotated[
+    Path | None, typer.Option("--vocab-file", "--vocab", help="GPT-2's vocab.json, or BERT's vocab.txt")
+]
+ExtraIds = Annotated[
+    int, typer.Option("--vocab-extra-ids", min=0, help="T5's <extra_id_N> behind the vocabulary")
+]
 MergeFile = Annotated[Path | None, typer.Option("--merge-file", help="GPT-2's merges.txt")]
 
 
 def tokenizer_config(
-    path: Path | None, kind: str | None, vocab_file: Path | None, merge_file: Path | None
+    path: Path | None,
+    kind: str | None,
+    vocab_file: Path | None,
+    merge_file: Path | None,
+    *,
+    extra_ids: int = 0,
 ) -> TokenizerFiles | None:
     """The section that the options spell, None if none was given."""
     from megalith.tokenizers.names import TokenizerFiles
 
     given = {"file": path, "type": kind, "vocab_file": vocab_file, "merge_file": merge_file}
     values = {key: str(value) for key, value in given.items() if value is not None}
-    return TokenizerFiles(**values) if values else None
+    return TokenizerFiles(**values, num_sentinel_tokens=extra_ids or None) if values else None
 
 
 @app.command()
@@ -147,6 +168,7 @@ def encode(
     tokenizer_type: TokenizerType = None,
     vocab_file: VocabFile = None,
     merge_file: MergeFile = None,
+    extra_ids: ExtraIds = 0,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Prints the ids of a text and the vocabulary entry of each. Special tokens in the text are ordinary text.
@@ -157,7 +179,7 @@ def encode(
 
     if text is not None and file is not None:
         raise DataError("both --text and --file are given", fix="give one of them")
-    found = _open(tokenizer, tokenizer_type, vocab_file, merge_file)
+    found = _open(tokenizer_config(tokenizer, tokenizer_type, vocab_file, merge_file, extra_ids=extra_ids))
     content = text if text is not None else _read(file)
     ids = found.encode(content)
     pieces = [found.piece(id) for id in ids]
@@ -181,6 +203,7 @@ def inspect(
     tokenizer_type: TokenizerType = None,
     vocab_file: VocabFile = None,
     merge_file: MergeFile = None,
+    extra_ids: ExtraIds = 0,
     longest: Annotated[int, typer.Option("--longest", min=0, help="how many of the longest entries")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
@@ -188,7 +211,7 @@ def inspect(
 
     Example: megalith tokenizer inspect tokenizer, or: … inspect --vocab-file vocab.json --merge-file merges.txt
     """
-    found = _open(tokenizer, tokenizer_type, vocab_file, merge_file)
+    found = _open(tokenizer_config(tokenizer, tokenizer_type, vocab_file, merge_file, extra_ids=extra_ids))
     special = {role: [found.piece(id), id] for role, id in found.special.items()}
     ids = sorted(found.vocabulary.values(), key=lambda id: (-len(found.piece(id)), id))[:longest]
     summary: dict[str, Any] = {
@@ -196,6 +219,7 @@ def inspect(
         "vocab_size": found.vocab_size,
         "entries": len(found.vocabulary),
         "special_tokens": special,
+        "sentinels": list(found.sentinels),
         "hash": found.hash(),
         "longest": [[id, found.piece(id), found.decode([id])] for id in ids],
     }
@@ -203,27 +227,31 @@ def inspect(
         _print_json(summary)
         return
     names = [f"{role} = {token} ({id})" for role, (token, id) in special.items()]
-    _print_rows(
-        {
-            "type": found.type,
-            "vocabulary size": f"{found.vocab_size:,}",
-            "special tokens": ", ".join(names) or "none",
-            "hash": found.hash(),
-        }
-    )
+    rows = {
+        "type": found.type,
+        "vocabulary size": f"{found.vocab_size:,}",
+        "special tokens": ", ".join(names) or "none",
+        "sentinels": _sentinels(found.sentinels),
+        "hash": found.hash(),
+    }
+    _print_rows({name: text for name, text in rows.items() if text})
     if ids:
         _print_table(
             ("id", "longest entries", "as text"), [(str(i), p, repr(t)) for i, p, t in summary["longest"]]
         )
 
 
-def _open(
-    path: Path | None, kind: str | None, vocab_file: Path | None, merge_file: Path | None
-) -> DefinedTokenizer:
+def _sentinels(ids: tuple[int, ...]) -> str:
+    """T5's, first and last."""
+    if not ids:
+        return ""
+    return f"{len(ids)}: <extra_id_0> ({ids[0]}) to <extra_id_{len(ids) - 1}> ({ids[-1]})"
+
+
+def _open(config: TokenizerFiles | None) -> LoadedTokenizer:
     from megalith.errors import DataError
     from megalith.tokenizers.load import load_tokenizer
 
-    config = tokenizer_config(path, kind, vocab_file, merge_file)
     if config is None:
         raise DataError(
             "no tokenizer is named",

@@ -6,12 +6,69 @@ Knows ids and text. Refuses to know files, configs and corpora.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 END_OF_TEXT = "<|endoftext|>"
 ROLES = ("eod", "bos", "eos", "pad", "unk", "cls", "sep", "mask")
 """What a special token can be for. `eod` ends a document in a pretraining corpus."""
+
+
+def sentinel(number: int) -> str:
+    """T5's placeholder of a span that was cut out."""
+    return f"<extra_id_{number}>"
+
+
+class SpecialIds:
+    """The id of each role as an attribute, None where the tokenizer has no such token."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        raise NotImplementedError
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        raise NotImplementedError
+
+    @property
+    def eod(self) -> int | None:
+        return self.special.get("eod")
+
+    @property
+    def bos(self) -> int | None:
+        return self.special.get("bos")
+
+    @property
+    def eos(self) -> int | None:
+        return self.special.get("eos")
+
+    @property
+    def pad(self) -> int | None:
+        return self.special.get("pad")
+
+    @property
+    def unk(self) -> int | None:
+        return self.special.get("unk")
+
+    @property
+    def cls(self) -> int | None:
+        return self.special.get("cls")
+
+    @property
+    def sep(self) -> int | None:
+        return self.special.get("sep")
+
+    @property
+    def mask(self) -> int | None:
+        return self.special.get("mask")
+
+    @cached_property
+    def sentinels(self) -> tuple[int, ...]:
+        """Ids of `<extra_id_0>`, `<extra_id_1>`, …: in this order, whatever the order of the ids."""
+        names = takewhile(self.vocabulary.__contains__, map(sentinel, count()))
+        return tuple(self.vocabulary[name] for name in names)
 
 
 @runtime_checkable
@@ -41,6 +98,24 @@ class Tokenizer(Protocol):
     def eos(self) -> int | None: ...
     @property
     def pad(self) -> int | None: ...
+    @property
+    def unk(self) -> int | None: ...
+    @property
+    def cls(self) -> int | None: ...
+    @property
+    def sep(self) -> int | None: ...
+    @property
+    def mask(self) -> int | None: ...
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Ids of T5's `<extra_id_0>`, `<extra_id_1>`, …; none where the vocabulary has none."""
+        ...
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every piece and its id."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; no special token is added, none is recognised in the text."""

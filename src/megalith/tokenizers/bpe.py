@@ -14,6 +14,7 @@ import msgspec
 
 import tokenizers
 from megalith.errors import DataError
+from megalith.tokenizers.base import SpecialIds, Tokenizer
 from megalith.tokenizers.definition import Definition, fingerprint, guarded, vocabulary
 
 FOLDER_VERSION = 1
@@ -21,7 +22,7 @@ TOKENIZER_FILE = "tokenizer.json"
 ROLES_FILE = "megalith_tokenizer.json"
 
 
-class DefinedTokenizer:
+class DefinedTokenizer(SpecialIds):
     """A tokenizer given by a definition: ids equal those of `tokenizers`, special tokens in text are ordinary text.
 
     `roles` maps a role (`eod`, `bos`, …) to the token that fills it; each must be in the vocabulary.
@@ -33,13 +34,7 @@ class DefinedTokenizer:
         self.where = where
         self.roles = dict(roles)
         self._ids = vocabulary(definition)
-        for role, token in self.roles.items():
-            if token not in self._ids:
-                raise DataError(
-                    f"{token!r}, the {role} token, is not in the vocabulary",
-                    where=where,
-                    fix=f"name a token of the vocabulary as special_tokens.{role}",
-                )
+        check_roles(self.roles, self._ids, where)
 
     @cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
@@ -81,39 +76,15 @@ class DefinedTokenizer:
     def special(self) -> Mapping[str, int]:
         return {role: self._ids[token] for role, token in self.roles.items()}
 
-    @property
-    def eod(self) -> int | None:
-        return self.special.get("eod")
-
-    @property
-    def bos(self) -> int | None:
-        return self.special.get("bos")
-
-    @property
-    def eos(self) -> int | None:
-        return self.special.get("eos")
-
-    @property
-    def pad(self) -> int | None:
-        return self.special.get("pad")
-
     def encode(self, text: str) -> list[int]:
-        return self._encoder.encode(_scalar(text), add_special_tokens=False).ids
+        return self._encoder.encode(scalar(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        rows = self._encoder.encode_batch_fast([_scalar(text) for text in texts], add_special_tokens=False)
+        rows = self._encoder.encode_batch_fast([scalar(text) for text in texts], add_special_tokens=False)
         return [row.ids for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
-        numbers = [int(id) for id in ids]
-        wrong = next((id for id in numbers if not 0 <= id < self.vocab_size), None)
-        if wrong is not None:
-            raise DataError(
-                f"token id {wrong} is outside the vocabulary of {self.vocab_size}",
-                where=self.where,
-                fix="these ids were made by another tokenizer",
-            )
-        return self._decoder.decode(numbers, skip_special_tokens=False)
+        return self._decoder.decode(checked_ids(ids, self.vocab_size, self.where), skip_special_tokens=False)
 
     def piece(self, id: int) -> str:
         return self._pieces.get(id, "")
@@ -131,19 +102,50 @@ class DefinedTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` (readable by Hugging Face's libraries) and `megalith_tokenizer.json` (type, roles)."""
-        notes: dict[str, Any] = {
-            "format_version": FOLDER_VERSION,
-            "type": self.type,
-            "special_tokens": self.roles,
-        }
-        written = msgspec.json.format(msgspec.json.encode({**notes, "hash": self.hash()}), indent=2) + b"\n"
-        write_files(folder, {TOKENIZER_FILE: msgspec.json.encode(self.definition), ROLES_FILE: written})
+        files = {TOKENIZER_FILE: msgspec.json.encode(self.definition), ROLES_FILE: notes(self, self.roles)}
+        write_files(folder, files)
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return _rebuild, (self.definition, self.roles, self.type, self.where)
 
     def __repr__(self) -> str:
         return f"{self.type}(vocab_size={self.vocab_size}, hash={self.hash()[:12]})"
+
+
+def notes(tokenizer: Tokenizer, roles: Mapping[str, str], **more: Any) -> bytes:
+    """Content of `megalith_tokenizer.json`: what a tokenizer's other files do not say."""
+    content = {
+        "format_version": FOLDER_VERSION,
+        "type": tokenizer.type,
+        "special_tokens": dict(roles),
+        **more,
+        "hash": tokenizer.hash(),
+    }
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def check_roles(roles: Mapping[str, str], vocabulary: Mapping[str, int], where: str) -> None:
+    """DataError for a role whose token is not in the vocabulary."""
+    for role, token in roles.items():
+        if token not in vocabulary:
+            raise DataError(
+                f"{token!r}, the {role} token, is not in the vocabulary",
+                where=where,
+                fix=f"name a token of the vocabulary as special_tokens.{role}",
+            )
+
+
+def checked_ids(ids: Sequence[int], vocab_size: int, where: str) -> list[int]:
+    """The ids as plain integers; DataError for one outside the vocabulary."""
+    numbers = [int(id) for id in ids]
+    wrong = next((id for id in numbers if not 0 <= id < vocab_size), None)
+    if wrong is not None:
+        raise DataError(
+            f"token id {wrong} is outside the vocabulary of {vocab_size}",
+            where=where,
+            fix="these ids were made by another tokenizer",
+        )
+    return numbers
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -162,8 +164,8 @@ def _rebuild(definition: Definition, roles: Mapping[str, str], type: str, where:
     return DefinedTokenizer(definition, roles, type=type, where=where)
 
 
-def _scalar(text: str) -> str:
-    """Lone surrogates are no Unicode text; the engine would raise on them without saying so."""
+def scalar(text: str) -> str:
+    """The text. Lone surrogates are no Unicode text; the engine would raise on them without saying so: DataError."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

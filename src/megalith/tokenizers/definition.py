@@ -6,7 +6,8 @@ Knows the JSON and what in it decides ids. Refuses to tokenize: `bpe` and `fast`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from megalith.tokenizers.base import END_OF_TEXT
 Definition = dict[str, Any]
 """A parsed tokenizer.json."""
 
+_ADDED_SENTINEL = re.compile(r"<extra_id_\d+>").fullmatch
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 def byte_level_definition(vocabulary: Mapping[str, int], merges: list[tuple[str, str]]) -> Definition:
     """GPT-2's scheme (byte-level BPE with its regular expression) over a vocabulary and its merges."""
-    special = [_special_token(END_OF_TEXT, vocabulary[END_OF_TEXT])] if END_OF_TEXT in vocabulary else []
+    special = [special_token(END_OF_TEXT, vocabulary[END_OF_TEXT])] if END_OF_TEXT in vocabulary else []
     return {
         "version": "1.0",
         "truncation": None,
@@ -48,9 +50,19 @@ def byte_level_definition(vocabulary: Mapping[str, int], merges: list[tuple[str,
     }
 
 
-def _special_token(content: str, id: int) -> dict[str, Any]:
+def special_token(content: str, id: int) -> dict[str, Any]:
+    """An entry of `added_tokens`."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": id, "content": content, **flags, "special": True}
+
+
+def with_special_tokens(definition: Definition, tokens: Iterable[str]) -> Definition:
+    """The definition with `tokens` behind the last id, those that it has already left where they are."""
+    known = vocabulary(definition)
+    first = max(known.values(), default=-1) + 1
+    missing = [token for token in dict.fromkeys(tokens) if token not in known]
+    added = [special_token(token, id) for id, token in enumerate(missing, start=first)]
+    return {**definition, "added_tokens": [*(definition.get("added_tokens") or []), *added]}
 
 
 def read_definition(path: Path) -> Definition:
@@ -103,7 +115,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """Pairs of merges.txt. The `#version` line and blank lines at the end are skipped."""
-    lines = _read_text(path).rstrip("\r\n").split("\n")
+    lines = read_text(path).rstrip("\r\n").split("\n")
     start = 1 if lines[0].startswith("#version") else 0
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(lines[start:], start=start + 1):
@@ -120,7 +132,8 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file; DataError for one that is none, or cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -140,7 +153,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
@@ -161,6 +174,12 @@ def vocabulary(definition: Definition) -> dict[str, int]:
         pieces = {piece: id for id, (piece, *_) in enumerate(stored)}
     pieces.update((token["content"], token["id"]) for token in definition.get("added_tokens") or [])
     return pieces
+
+
+def _stored_vocabulary(definition: Definition) -> dict[str, int]:
+    """As `vocabulary`, without the sentinels that were added behind it."""
+    kept = [token for token in definition.get("added_tokens") or [] if not _ADDED_SENTINEL(token["content"])]
+    return vocabulary({**definition, "added_tokens": kept})
 
 
 def model_type(definition: Definition) -> str:
@@ -211,11 +230,14 @@ def corpus_definition(definition: Definition) -> Definition:
 
 
 def fingerprint(definition: Definition) -> str:
-    """SHA-256 (hex) of what decides ids, independent of spelling: offsets, templates, decoders do not count."""
+    """SHA-256 (hex) of what decides ids, independent of spelling: offsets, templates, decoders do not count.
+
+    Nor do T5's sentinels behind the vocabulary, which no text becomes: a corpus made without them is theirs, too.
+    """
     model = {key: value for key, value in definition["model"].items() if value not in (None, "", False)}
     model.pop("merges", None)
     model["type"] = model_type(definition)
-    model["vocab"] = sorted(vocabulary(definition).items(), key=lambda item: item[1])
+    model["vocab"] = sorted(_stored_vocabulary(definition).items(), key=lambda item: item[1])
     if model["type"] == "Unigram":
         model["scores"] = [score for _, score in definition["model"]["vocab"]]
     merges = definition["model"].get("merges") or []

@@ -1,10 +1,11 @@
-"""The fast path from corpus text to ids: gigatoken, trusted only after it has agreed with the reference.
+"""The fast path from corpus text to ids: another engine, trusted only after it has agreed with the reference.
 
 ```
-first documents ─┬─▶ reference (`tokenizers`) ─┬─ equal ─▶ FastEncoder
-                 └─▶ gigatoken ────────────────┴─ else ──▶ None and a notice: use ReferenceEncoder
+first documents ─┬─▶ reference (`tokenizers`) ──────────────┬─ equal ─▶ FastEncoder
+                 └─▶ gigatoken (BPE), or tokie (WordPiece) ─┴─ else ──▶ None and a notice: use ReferenceEncoder
 ```
-Knows bytes in, ids out. Refuses to know files, JSON and workers; both encoders pickle as the definition they were built
+SentencePiece needs none: its own library is fast.
+Knows bytes in, ids out. Refuses to know files, JSON and workers; the encoders pickle as the definition they were built
 from, so a worker can rebuild them.
 """
 
@@ -18,9 +19,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from megalith.tokenizers.base import END_OF_TEXT
+from megalith.tokenizers.base import END_OF_TEXT, Tokenizer
 from megalith.tokenizers.bpe import DefinedTokenizer
-from megalith.tokenizers.definition import corpus_definition
+from megalith.tokenizers.definition import corpus_definition, model_type
+from megalith.tokenizers.words import TokieEncoder
 
 _SEPARATOR = b"\xff"  # cannot occur in UTF-8
 _CHECKED_BYTES = 1 << 18
@@ -46,8 +48,14 @@ class Encoder(Protocol):
         ...
 
 
-class FastEncoder:
-    """gigatoken behind `Encoder`, on the calling thread only (workers are processes).
+class FastEncoder(Encoder, Protocol):
+    """An `Encoder` that is not the reference. `encoded_bytes` counts what it saw since the last `reset`."""
+
+    encoded_bytes: int
+
+
+class GigatokenEncoder:
+    """gigatoken behind `FastEncoder`, for byte-level BPE, on the calling thread only (workers are processes).
 
     Its word cache grows with every new word and is never emptied: `encoded_bytes` counts what it saw since the last
     `reset`, which takes about 0.15 s for GPT-2's vocabulary.
@@ -98,14 +106,14 @@ class FastEncoder:
         self._engine = gigatoken.Tokenizer.from_json(self.definition)
         self.encoded_bytes = 0
 
-    def __reduce__(self) -> tuple[type[FastEncoder], tuple[bytes]]:
-        return FastEncoder, (self.definition,)
+    def __reduce__(self) -> tuple[type[GigatokenEncoder], tuple[bytes]]:
+        return GigatokenEncoder, (self.definition,)
 
 
 class ReferenceEncoder:
-    """Any tokenizer behind `Encoder`: what `FastEncoder` falls back to, 3 to 8 MB/s a core."""
+    """Any tokenizer behind `Encoder`: what fast ones fall back to, 3 to 8 MB/s a core (SentencePiece: 15 to 20)."""
 
-    def __init__(self, tokenizer: DefinedTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     def encode(self, documents: Sequence[bytes]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -119,10 +127,9 @@ class ReferenceEncoder:
         """Nothing is gathered."""
 
 
-def fast_encoder(
-    tokenizer: DefinedTokenizer, samples: Sequence[str | bytes]
-) -> tuple[FastEncoder | None, str]:
-    """The fast encoder of a tokenizer and "", or None and a notice that says why the reference must be used.
+def fast_encoder(tokenizer: Tokenizer, samples: Sequence[str | bytes]) -> tuple[FastEncoder | None, str]:
+    """The fast encoder of a tokenizer and "", or None and a notice that says why the reference must be used ("" where it
+    is as fast).
 
     Checked id by id against the reference on `PROBES` and on `samples`, the user's own first documents (their first
     256 KiB).
@@ -133,17 +140,21 @@ def fast_encoder(
     return (None, notice) if notice else (encoder, "")
 
 
-def unchecked_encoder(tokenizer: DefinedTokenizer) -> tuple[FastEncoder | None, str]:
-    """A fast encoder that has yet to agree with the reference, or None and a notice."""
+def unchecked_encoder(tokenizer: Tokenizer) -> tuple[FastEncoder | None, str]:
+    """A fast encoder that has yet to agree with the reference, or None and a notice ("" where there is nothing to gain)."""
+    if not isinstance(tokenizer, DefinedTokenizer):
+        return None, ""
     try:
-        return FastEncoder(msgspec.json.encode(corpus_definition(tokenizer.definition))), ""
+        if model_type(tokenizer.definition) == "WordPiece":
+            return TokieEncoder(tokenizer), ""
+        return GigatokenEncoder(msgspec.json.encode(corpus_definition(tokenizer.definition))), ""
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the engine is not an Exception
         return None, _cannot_run(error)
 
 
-def disagreement(encoder: FastEncoder, tokenizer: DefinedTokenizer, samples: Sequence[str | bytes]) -> str:
+def disagreement(encoder: FastEncoder, tokenizer: Tokenizer, samples: Sequence[str | bytes]) -> str:
     """ "" if the encoder gives the reference's ids on `PROBES` and `samples`, else a notice."""
     documents = check_documents(samples)
     return difference(encoder, documents, *ReferenceEncoder(tokenizer).encode(documents))

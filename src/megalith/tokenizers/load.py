@@ -1,4 +1,4 @@
-"""Finds and opens a tokenizer: from a config section, a tokenizer.json, or a folder (ours or Hugging Face's).
+"""Finds and opens a tokenizer: from a config section, a tokenizer.json, a .model, or a folder (ours or Hugging Face's).
 
 Knows which files a type needs and where a folder notes its special tokens. Refuses to download anything.
 """
@@ -13,30 +13,49 @@ from typing import Any
 import msgspec
 
 from megalith.errors import DataError, UnsupportedError
-from megalith.tokenizers.base import END_OF_TEXT, ROLES
+from megalith.tokenizers.base import END_OF_TEXT, ROLES, sentinel
 from megalith.tokenizers.bpe import FOLDER_VERSION, ROLES_FILE, TOKENIZER_FILE, DefinedTokenizer
-from megalith.tokenizers.definition import read_definition, read_gpt2_files, vocabulary
+from megalith.tokenizers.definition import (
+    read_definition,
+    read_gpt2_files,
+    vocabulary,
+    with_special_tokens,
+)
 from megalith.tokenizers.names import (
     GPT2_BPE,
+    GPT_SENTENCE_PIECE,
     HUGGING_FACE,
+    SENTENCE_PIECE,
+    SENTENCE_PIECE_TYPES,
+    WORD_PIECE_LOWER,
+    WORD_PIECE_TYPES,
     TokenizerFiles,
     TokenizerSource,
     known_library,
     known_type,
 )
+from megalith.tokenizers.sentencepiece import (
+    MODEL_FILE,
+    SentencePieceTokenizer,
+    read_model,
+    sentence_piece_tokenizer,
+)
+from megalith.tokenizers.wordpiece import word_piece_tokenizer
 
+LoadedTokenizer = DefinedTokenizer | SentencePieceTokenizer
 _EOD_CANDIDATES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 _HUGGING_FACE_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 
 
-def load_tokenizer(source: TokenizerSource | str | os.PathLike[str]) -> DefinedTokenizer:
-    """Open the tokenizer of a config section, of a tokenizer.json, or of a folder.
+def load_tokenizer(source: TokenizerSource | str | os.PathLike[str]) -> LoadedTokenizer:
+    """Open the tokenizer of a config section, of a tokenizer.json or a .model, or of a folder.
 
     DataError for files that are missing, damaged or of another kind, UnsupportedError for types not built.
     """
     config = TokenizerFiles(file=os.fspath(source)) if isinstance(source, str | os.PathLike) else source
     library = known_library(config.library)
     overrides = _checked_roles(config.special_tokens or {})
+    extra_ids = config.num_sentinel_tokens or 0
     location = config.file or config.model
     if library == "huggingface":
         location = location or config.type
@@ -44,18 +63,53 @@ def load_tokenizer(source: TokenizerSource | str | os.PathLike[str]) -> DefinedT
             raise DataError(
                 "no tokenizer named", where="tokenizer.type", fix="give a tokenizer.json or a folder"
             )
-        return _load_path(Path(location), overrides)
-    type = known_type(config.type or GPT2_BPE)
-    if config.file or (type == HUGGING_FACE and location):
+        return _load_path(Path(location), None, overrides, extra_ids)
+    type = SENTENCE_PIECE if library == "sentencepiece" else known_type(config.type or GPT2_BPE)
+    if config.file or (location and type in (HUGGING_FACE, *SENTENCE_PIECE_TYPES)):
         _refuse_both(config)
-        return _load_path(Path(location or ""), overrides)
-    if type == HUGGING_FACE:
+        kind = type if type in SENTENCE_PIECE_TYPES else None
+        return _load_path(Path(location or ""), kind, overrides, extra_ids)
+    if type in (HUGGING_FACE, *SENTENCE_PIECE_TYPES):
+        what = "a tokenizer.json" if type == HUGGING_FACE else "a SentencePiece .model"
         raise DataError(
-            "HFTokenizer needs a tokenizer.json",
-            where="tokenizer.file",
-            fix="give `file` (or `model`): a tokenizer.json or a folder with one",
+            f"{type} needs {what}",
+            where="tokenizer.model",
+            fix="give `model` (--tokenizer-model): the file, or a folder with it; nothing is downloaded",
         )
-    return _load_gpt2(config, overrides)
+    if type in WORD_PIECE_TYPES:
+        return _load_word_piece(config, type, overrides, extra_ids)
+    return _with_sentinels(_load_gpt2(config, overrides), extra_ids)
+
+
+def _load_word_piece(
+    config: TokenizerSource, type: str, overrides: Mapping[str, str], extra_ids: int
+) -> DefinedTokenizer:
+    if config.merge_file:
+        raise DataError(
+            f"{type} has no merges", where="tokenizer.merge_file", fix="leave it out; give vocab_file alone"
+        )
+    if not config.vocab_file:
+        lowercase = "uncased" if type == WORD_PIECE_LOWER else "cased"
+        raise DataError(
+            f"{config.type} needs vocab_file: the vocab.txt of its model",
+            where="tokenizer.vocab_file",
+            fix=f"give the file (--vocab-file), say that of bert-large-{lowercase}; nothing is downloaded",
+        )
+    return word_piece_tokenizer(
+        Path(config.vocab_file),
+        type=type,
+        lowercase=type == WORD_PIECE_LOWER,
+        extra_ids=extra_ids,
+        roles=overrides,
+    )
+
+
+def _with_sentinels(tokenizer: DefinedTokenizer, count: int) -> DefinedTokenizer:
+    """The tokenizer with T5's `count` sentinels behind its vocabulary, those that it lacks."""
+    if not count:
+        return tokenizer
+    definition = with_special_tokens(tokenizer.definition, map(sentinel, range(count)))
+    return DefinedTokenizer(definition, tokenizer.roles, type=tokenizer.type, where=tokenizer.where)
 
 
 def _refuse_both(config: TokenizerSource) -> None:
@@ -73,6 +127,12 @@ def _load_gpt2(config: TokenizerSource, overrides: Mapping[str, str]) -> Defined
         ("merge_file", config.merge_file, "merges.txt"),
     ):
         if not value:
+            if (config.vocab_file or "").endswith(".txt"):
+                raise DataError(
+                    "a vocab.txt without merges: BERT's?",
+                    where="tokenizer.vocab_file",
+                    fix=f"name its type (--tokenizer-type): {' or '.join(WORD_PIECE_TYPES)}",
+                )
             raise DataError(
                 f"GPT2BPETokenizer needs {key} (GPT-2's {name})",
                 where=f"tokenizer.{key}",
@@ -91,36 +151,70 @@ def gpt2_tokenizer(
     return DefinedTokenizer(definition, {**roles, **(overrides or {})}, type=GPT2_BPE, where=str(vocab_file))
 
 
-def _load_path(path: Path, overrides: Mapping[str, str]) -> DefinedTokenizer:
+def _load_path(path: Path, kind: str | None, overrides: Mapping[str, str], extra_ids: int) -> LoadedTokenizer:
+    """A file or folder; `kind` is the SentencePiece type that a .model is to be read as."""
     path = path.expanduser()
     if path.is_dir():
-        return _load_folder(path, overrides)
+        return _load_folder(path, overrides, extra_ids)
     if not path.exists():
         raise DataError(
             "no such tokenizer file or folder",
             where=str(path),
-            fix="check the path; nothing is downloaded: put tokenizer.json there yourself",
+            fix="check the path; nothing is downloaded: put the file there yourself",
         )
-    return _load_json(path, HUGGING_FACE, {}, overrides)
+    if kind or path.suffix == ".model":
+        return sentence_piece_tokenizer(
+            path,
+            type=kind or SENTENCE_PIECE,
+            megatron=kind != GPT_SENTENCE_PIECE,
+            extra_ids=extra_ids,
+            roles=overrides,
+        )
+    return _with_sentinels(_load_json(path, HUGGING_FACE, None, overrides), extra_ids)
 
 
-def _load_folder(folder: Path, overrides: Mapping[str, str]) -> DefinedTokenizer:
+def _load_folder(folder: Path, overrides: Mapping[str, str], extra_ids: int) -> LoadedTokenizer:
+    notes = _notes(folder / ROLES_FILE)
     if not (folder / TOKENIZER_FILE).is_file():
+        if notes is not None and (folder / MODEL_FILE).is_file():
+            return _checked_hash(_load_saved_model(folder, notes, overrides, extra_ids), notes, folder)
         vocab_file, merge_file = folder / "vocab.json", folder / "merges.txt"
         if vocab_file.is_file() and merge_file.is_file():
-            return gpt2_tokenizer(vocab_file, merge_file, overrides)
+            return _with_sentinels(gpt2_tokenizer(vocab_file, merge_file, overrides), extra_ids)
         raise DataError(
-            "a folder without tokenizer.json", where=str(folder), fix="give the folder or file that has it"
+            "a folder without tokenizer.json",
+            where=str(folder),
+            fix="give the folder or file that has it; name a .model or a vocab.txt itself, with its --tokenizer-type",
         )
-    notes = _notes(folder / ROLES_FILE)
     if notes is None:
-        return _load_json(folder / TOKENIZER_FILE, HUGGING_FACE, _hugging_face_roles(folder), overrides)
-    roles = _checked_roles(notes.get("special_tokens") or {})
-    type = known_type(str(notes.get("type") or HUGGING_FACE))
-    loaded = _load_json(folder / TOKENIZER_FILE, type, roles, overrides)
+        found = _load_json(folder / TOKENIZER_FILE, HUGGING_FACE, _hugging_face_roles(folder), overrides)
+    else:
+        roles = _checked_roles(notes.get("special_tokens") or {})
+        type = known_type(str(notes.get("type") or HUGGING_FACE))
+        found = _load_json(folder / TOKENIZER_FILE, type, roles, overrides, guess=False)
+        _checked_hash(found, notes, folder)
+    return _with_sentinels(found, extra_ids)
+
+
+def _load_saved_model(
+    folder: Path, notes: Mapping[str, Any], overrides: Mapping[str, str], extra_ids: int
+) -> SentencePieceTokenizer:
+    path = folder / MODEL_FILE
+    loaded = SentencePieceTokenizer(
+        read_model(path),
+        {**_checked_roles(notes.get("special_tokens") or {}), **overrides},
+        added=[*map(str, notes.get("added") or []), *map(sentinel, range(extra_ids))],
+        type=known_type(str(notes.get("type") or SENTENCE_PIECE)),
+        where=str(path),
+    )
+    loaded.check()
+    return loaded
+
+
+def _checked_hash(loaded: LoadedTokenizer, notes: Mapping[str, Any], folder: Path) -> LoadedTokenizer:
     if "hash" in notes and notes["hash"] != loaded.hash():
         raise DataError(
-            f"{TOKENIZER_FILE} was changed after it was saved: its hash differs from {ROLES_FILE}'s",
+            f"the tokenizer was changed after it was saved: its hash differs from {ROLES_FILE}'s",
             where=str(folder),
             fix="restore the file; a tokenizer must not change under a trained model",
         )
@@ -128,8 +222,14 @@ def _load_folder(folder: Path, overrides: Mapping[str, str]) -> DefinedTokenizer
 
 
 def _load_json(
-    path: Path, type: str, roles: Mapping[str, str], overrides: Mapping[str, str]
+    path: Path,
+    type: str,
+    roles: Mapping[str, str] | None,
+    overrides: Mapping[str, str],
+    *,
+    guess: bool = True,
 ) -> DefinedTokenizer:
+    """A tokenizer.json; the roles that it fills are given, and `guess` finds an end-of-document token if they lack one."""
     definition = read_definition(path)
     try:
         known = vocabulary(definition)
@@ -143,10 +243,10 @@ def _load_json(
             where=str(path),
             fix="set model.dropout to null in the file",
         )
-    found = {role: token for role, token in roles.items() if token in known}
+    found = {role: token for role, token in (roles or {}).items() if token in known}
     candidates = (*_EOD_CANDIDATES[:1], found.get("eos", ""), *_EOD_CANDIDATES[1:])
     eod = next((token for token in candidates if token in known), None)
-    if eod is not None:
+    if guess and eod is not None:
         found = {"eod": eod, **found}
     tokenizer = DefinedTokenizer(definition, {**found, **overrides}, type=type, where=str(path))
     tokenizer.check()

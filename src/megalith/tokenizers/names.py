@@ -15,17 +15,35 @@ from megalith.errors import UnsupportedError
 
 GPT2_BPE = "GPT2BPETokenizer"
 HUGGING_FACE = "HFTokenizer"
-BUILT_TYPES = (GPT2_BPE, HUGGING_FACE)
-LATER_TYPES = (
-    "BertWordPieceLowerCase",
-    "BertWordPieceCase",
-    "SentencePieceTokenizer",
-    "GPTSentencePieceTokenizer",
-    "NullTokenizer",
-)
-LIBRARIES = ("megatron", "huggingface")
-LATER_LIBRARIES = ("sentencepiece", "byte-level", "tabular", "yttm")
-_ALIASES = {"HuggingFaceTokenizer": HUGGING_FACE}
+WORD_PIECE_LOWER = "BertWordPieceLowerCase"
+WORD_PIECE_CASE = "BertWordPieceCase"
+SENTENCE_PIECE = "SentencePieceTokenizer"
+GPT_SENTENCE_PIECE = "GPTSentencePieceTokenizer"
+WORD_PIECE_TYPES = (WORD_PIECE_LOWER, WORD_PIECE_CASE)
+SENTENCE_PIECE_TYPES = (SENTENCE_PIECE, GPT_SENTENCE_PIECE)
+BUILT_TYPES = (GPT2_BPE, *WORD_PIECE_TYPES, *SENTENCE_PIECE_TYPES, HUGGING_FACE)
+LATER_TYPES = ("NullTokenizer",)
+LIBRARIES = ("megatron", "huggingface", "sentencepiece")
+LATER_LIBRARIES = ("byte-level", "tabular", "yttm")
+_ALIASES = {
+    "HuggingFaceTokenizer": HUGGING_FACE,
+    "megatron-gpt-345m": GPT2_BPE,
+    **{
+        name.format(case): kind
+        for case, kind in (("uncased", WORD_PIECE_LOWER), ("cased", WORD_PIECE_CASE))
+        for name in (
+            "megatron-bert-{}",
+            "megatron-bert-345m-{}",
+            "megatron_bert_345m_{}",
+            "biomegatron-bert-345m-{}",
+            "biomegatron345m_biovocab_30k_{}",
+            "biomegatron345m_biovocab_50k_{}",
+            "bert-base-{}",
+            "bert-large-{}",
+        )
+    },
+}
+"""Names of pretrained models whose tokenizers these types are, given the model's vocabulary."""
 FILE_KEYS = ("model", "vocab_file", "merge_file", "file")
 
 
@@ -46,6 +64,8 @@ class TokenizerSource(Protocol):
     def file(self) -> str | None: ...
     @property
     def special_tokens(self) -> Mapping[str, str] | None: ...
+    @property
+    def num_sentinel_tokens(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,7 @@ class TokenizerFiles:
     model: str | None = None
     library: str = "megatron"
     special_tokens: Mapping[str, str] | None = None
+    num_sentinel_tokens: int | None = None
 
     def located(self) -> dict[str, Any]:
         """As `TokenizerConfig.located`."""
@@ -82,7 +103,7 @@ def known_type(name: str) -> str:
         raise UnsupportedError(
             f"{name} is not built yet",
             where="tokenizer.type",
-            fix="use " + " or ".join(BUILT_TYPES),
+            fix="use one of " + ", ".join(BUILT_TYPES),
         )
     raise UnsupportedError(
         f"unknown tokenizer type {name!r}",
@@ -99,7 +120,7 @@ def known_library(name: str) -> str:
         raise UnsupportedError(
             f"tokenizer library {name!r} is not built yet",
             where="tokenizer.library",
-            fix="use " + " or ".join(LIBRARIES),
+            fix="use one of " + ", ".join(LIBRARIES),
         )
     raise UnsupportedError(
         f"unknown tokenizer library {name!r}",

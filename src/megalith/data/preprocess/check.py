@@ -26,7 +26,7 @@ from megalith.data.preprocess.streams import ByteStream
 from megalith.data.preprocess.wire import Checked
 from megalith.data.preprocess.worker import ParentGone, send
 from megalith.errors import DataError
-from megalith.tokenizers.bpe import DefinedTokenizer
+from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.fast import FastEncoder, ReferenceEncoder, check_documents, difference
 
 _CHECKED_BYTES = 1 << 15
@@ -39,7 +39,7 @@ class Disagreement(Exception):
 class Checker:
     """The checking process. `verdict` is to be asked until it knows; then `hash` is the tokenizer's."""
 
-    def __init__(self, tokenizer: DefinedTokenizer, sources: Sequence[Source], keys: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, sources: Sequence[Source], keys: tuple[str, ...]) -> None:
         self.hash = ""
         self.done = False
 
@@ -79,7 +79,7 @@ class Checker:
         self._child.close()
 
 
-def _check(tokenizer: DefinedTokenizer, sources: Sequence[Source], keys: tuple[str, ...]) -> Checked:
+def _check(tokenizer: Tokenizer, sources: Sequence[Source], keys: tuple[str, ...]) -> Checked:
     try:
         documents = check_documents(first_documents(sources, keys), _CHECKED_BYTES)
         ids, lengths = ReferenceEncoder(tokenizer).encode(documents)

@@ -3,8 +3,9 @@
 ```
 plan.json                what is being made of what: a run continues only its own parts
 journal.jsonl            a line a part: where in the input it ends, how long each file then is, and hashes
-N.tokens                 key number N: becomes PREFIX_KEY_document.bin
-N.lengths  N.hashes      int32 and uint64 by document
+N.tokens                 key number N: becomes PREFIX_KEY_document.bin (_sentence)
+N.lengths                int32 by item: document, or sentence
+N.counts  N.hashes       int32 (items) and uint64 by document
 rejected.jsonl
 ```
 Files only grow. After a kill the last journal line whose hashes are right decides, and what lies beyond is cut off; so
@@ -37,11 +38,19 @@ try:
 except ImportError:  # no locks on this system
     fcntl = None  # type: ignore[assignment]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SYNC_SECONDS = 30.0
 _READ_BYTES = 8 << 20
 _PUSHED_BYTES = 8 << 20
-_OVERVIEW = ("tokenizer", "keys", "append_eod", "implementation", "txt_documents", "format_version")
+_OVERVIEW = (
+    "tokenizer",
+    "keys",
+    "append_eod",
+    "implementation",
+    "txt_documents",
+    "split_sentences",
+    "format_version",
+)
 
 
 class FileState(msgspec.Struct, array_like=True):
@@ -119,7 +128,8 @@ class Store:
         self._finals = {f"{number}.tokens": path for number, path in enumerate(finals)}
         self._names = ["rejected.jsonl"]
         for number in range(len(finals)):
-            self._names += [f"{number}.tokens", f"{number}.lengths", f"{number}.hashes"]
+            self._names += [f"{number}.tokens", f"{number}.lengths"]
+            self._names += [f"{number}.counts", f"{number}.hashes"]
         self._files: dict[str, _Log] = {}
         self._journal: _Log | None = None
         self._held: list[bytes] | None = []
@@ -218,13 +228,18 @@ class Store:
         return Position(self.state.source, self.state.offset)
 
     def append(
-        self, key: int, tokens: npt.NDArray, lengths: npt.NDArray[np.int32], hashes: npt.NDArray[np.uint64]
+        self,
+        key: int,
+        tokens: npt.NDArray,
+        lengths: npt.NDArray[np.int32],
+        counts: npt.NDArray[np.int32],
+        hashes: npt.NDArray[np.uint64],
     ) -> None:
-        """Add tokens, and the documents that end in them."""
-        self._files[f"{key}.tokens"].append(tokens.data.cast("B"))
-        if len(lengths):
-            self._files[f"{key}.lengths"].append(lengths.data.cast("B"))
-            self._files[f"{key}.hashes"].append(hashes.data.cast("B"))
+        """Add tokens, and the items and documents that end in them."""
+        columns = {"tokens": tokens, "lengths": lengths, "counts": counts, "hashes": hashes}
+        for name, column in columns.items():
+            if len(column):
+                self._files[f"{key}.{name}"].append(column.data.cast("B"))
 
     def reject(self, lines: bytes, count: int) -> None:
         self._files["rejected.jsonl"].append(lines)
@@ -328,7 +343,7 @@ def _commits(path: Path) -> Iterator[tuple[int, Commit]]:
 
 
 def _other_run(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> DataError:
-    different = [name for name in _OVERVIEW if found.get(name) != wanted[name]]
+    different = [name for name in _OVERVIEW if found.get(name) != wanted.get(name)]
     if found.get("sources") != wanted["sources"]:
         different.append("the inputs (files, sizes, times or first bytes)")
     return DataError(

@@ -21,6 +21,7 @@ import msgspec
 
 from megalith.data.preprocess.batches import Limits, PlainFile, Span
 from megalith.data.preprocess.parse import JsonLines, bad_utf8
+from megalith.data.sentences import last_paragraph
 
 _WINDOW = 256
 _STRETCH = 1 << 16
@@ -91,9 +92,20 @@ class LongRecord:
         decoded = self._unescaped(span) if json else self._plain(span)
         return _cut(decoded, self._encode, self._limits) if cut else decoded
 
-    def checked(self, span: Span, *, json: bool) -> int:
-        """Go through all pieces once, so that handing them out afterwards cannot fail; returns their bytes."""
-        return sum(len(piece) for piece in self.pieces(span, json=json))
+    def paragraphs(self, span: Span, *, json: bool) -> Iterator[bytes]:
+        """As `pieces`, each some whole paragraphs: their sentences are those of the whole text."""
+        held = ""
+        for text in self.pieces(span, json=json, cut=False):
+            held += text.decode()
+            if len(held) < self._limits.piece:
+                continue
+            place = last_paragraph(held)
+            if place:
+                yield held[:place].encode()
+                held = held[place:]
+            elif len(held) >= self._limits.uncut:
+                raise BadRecord(f"{_size(self._limits.uncut)} of text without a blank line to cut it at")
+        yield held.encode()
 
     def excerpt(self) -> bytes:
         return self._file.read(self._span.start, min(1024, self._span.end - self._span.start))

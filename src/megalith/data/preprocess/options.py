@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megalith.data.indexed.format import IMPLEMENTATIONS
-from megalith.errors import DataError, UnsupportedError
+from megalith.data.sentences import Sentences
+from megalith.errors import DataError
 from megalith.tokenizers.names import TokenizerFiles
 
 BLOCK_BYTES = 4 << 20
@@ -27,7 +28,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 @dataclass(frozen=True)
 class Options:
-    """One run. `inputs` as typed; `max_rejected` a fraction of the lines; `max_memory` bytes of the process tree.
+    """One run. `inputs` as typed; `sentences` how documents are split, None if each is one item; `max_rejected` a fraction of the lines; `max_memory` bytes of the process tree.
 
     `workers`, `block_bytes`, `max_rejected`, `max_memory` and `log_interval` never change the bytes written.
     """
@@ -37,6 +38,7 @@ class Options:
     tokenizer: TokenizerFiles
     keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
+    sentences: Sentences | None = None
     workers: int = 1
     implementation: str = "mmap"
     txt_documents: str = "file"
@@ -92,7 +94,12 @@ class Options:
 
     def prefix(self, key: str) -> Path:
         """Prefix of the pair of a key, as Megatron names it."""
-        return self.output_prefix.with_name(f"{self.output_prefix.name}_{key}_document")
+        return self.output_prefix.with_name(f"{self.output_prefix.name}_{key}_{self.unit}")
+
+    @property
+    def unit(self) -> str:
+        """What an item of the output is."""
+        return "sentence" if self.sentences else "document"
 
     @property
     def parts(self) -> Path:
@@ -120,14 +127,3 @@ def parse_bytes(text: str, flag: str) -> int:
     if match is None:
         raise DataError(f"{text!r} is no size", where=flag, fix="a number with K, M or G, say 2G")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def refuse_sentences(split_sentences: bool, keep_newlines: bool) -> None:
-    """UnsupportedError for Megatron's sentence flags, which BERT and T5 data need."""
-    for flag, given in (("--split-sentences", split_sentences), ("--keep-newlines", keep_newlines)):
-        if given:
-            raise UnsupportedError(
-                "sentence splitting is not built yet: it comes with BERT and T5",
-                where=flag,
-                fix="leave it out: GPT data is one item a document",
-            )

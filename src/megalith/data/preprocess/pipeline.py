@@ -150,7 +150,8 @@ class Pipeline:
             self._store.append(
                 segment.key,
                 slot.tokens[segment.token_start : segment.token_start + segment.tokens],
-                slot.lengths[first:last],
+                slot.lengths[segment.item_start : segment.item_start + segment.items],
+                slot.counts[first:last],
                 slot.hashes[first:last],
             )
             self._documents += segment.documents if segment.key == 0 else 0

@@ -1,8 +1,8 @@
 """From a finished parts folder to published pairs, and the numbers that describe them.
 
 ```
-N.lengths ─▶ PREFIX_KEY_document.idx.partial      then, each by one rename:  .bin   .idx   .meta.json
-N.tokens  ───────────────────────────────────────────────────────────────────▶
+N.lengths, N.counts ─▶ PREFIX_KEY_document.idx.partial      then, each by one rename:  .bin   .idx   .meta.json
+N.tokens  ─────────────────────────────────────────────────────────────────────────────▶
 ```
 Knows the order of publication, and how to count duplicates in bounded memory. Refuses to know text.
 """
@@ -48,24 +48,34 @@ class LoggedArray:
 
 
 @dataclass(frozen=True)
-class EveryItem:
-    """The document index where each item is a document: 0, 1, …, length − 1."""
+class DocumentEnds:
+    """The document index of documents with so many items each: 0, and the item behind each document's last."""
 
-    length: int
+    counts: LoggedArray
+
+    @property
+    def length(self) -> int:
+        return self.counts.length + 1
 
     def chunks(self) -> Iterator[npt.NDArray]:
-        for start in range(0, self.length, _CHUNK_ITEMS):
-            yield np.arange(start, min(start + _CHUNK_ITEMS, self.length), dtype="<i8")
+        end = 0
+        yield np.zeros(1, "<i8")
+        for counts in self.counts.chunks():
+            ends = end + np.cumsum(counts, dtype="<i8")
+            yield ends
+            end = int(ends[-1])
 
 
 @dataclass(frozen=True)
 class KeySummary:
-    """One published pair. `histogram[i]` counts documents of 2^i ≤ tokens < 2^(i+1); `duplicates` the documents whose
+    """One published pair; `unit` says what an item of it is: a document, or a sentence. `histogram[i]` counts items of 2^i ≤ tokens < 2^(i+1); `duplicates` the documents whose
     tokens equal an earlier one's (by 64 bits of SHA-256).
     """
 
     key: str
     prefix: Path
+    unit: str
+    items: int
     documents: int
     tokens: int
     empty: int
@@ -92,8 +102,9 @@ def publish(
     idx_target = idx_path(prefix)
     with writing(idx_target):
         idx = open_partial(idx_target)
-        sizes = LoggedArray(store.path(f"{number}.lengths"), "<i4", summary.documents)
-        write_index(idx, implementation, dtype, sizes, EveryItem(summary.documents + 1))
+        sizes = LoggedArray(store.path(f"{number}.lengths"), "<i4", summary.items)
+        counts = LoggedArray(store.path(f"{number}.counts"), "<i4", summary.documents)
+        write_index(idx, implementation, dtype, sizes, DocumentEnds(counts))
         idx_sha256 = idx.sync()
         side_car_path(prefix).unlink(missing_ok=True)
         tokens = store.path(f"{number}.tokens")
@@ -111,7 +122,7 @@ def publish(
         side_car = SideCar(
             tokenizer=tokenizer,
             content=content,
-            items=summary.documents,
+            items=summary.items,
             documents=summary.documents,
             tokens=summary.tokens,
             append_eod=append_eod,
@@ -122,18 +133,21 @@ def publish(
         write_side_car(prefix, side_car)
 
 
-def summarise(store: Store, number: int, key: str, prefix: Path, itemsize: int) -> KeySummary:
+def summarise(store: Store, number: int, key: str, prefix: Path, *, itemsize: int, unit: str) -> KeySummary:
     """Count what a key's files hold."""
     state = store.state.files
-    documents = state[f"{number}.lengths"].length // 4
+    items = state[f"{number}.lengths"].length // 4
+    documents = state[f"{number}.counts"].length // 4
     histogram = np.zeros(32, np.int64)
     longest = 0
-    for lengths in LoggedArray(store.path(f"{number}.lengths"), "<i4", documents).chunks():
+    for lengths in LoggedArray(store.path(f"{number}.lengths"), "<i4", items).chunks():
         histogram += np.bincount(np.frexp(lengths)[1] - 1, minlength=32)
         longest = max(longest, int(lengths.max()))
     return KeySummary(
         key=key,
         prefix=prefix,
+        unit=unit,
+        items=items,
         documents=documents,
         tokens=state[f"{number}.tokens"].length // itemsize,
         empty=store.state.empty[number],

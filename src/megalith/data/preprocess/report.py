@@ -43,7 +43,7 @@ class Summary:
             "rejected_lines": self.rejected,
             "empty_documents": key.empty,
             "duplicate_documents": key.duplicates,
-            "longest_document": key.longest,
+            f"longest_{key.unit}": key.longest,
             "length_histogram": {str(1 << power): count for power, count in enumerate(key.histogram)},
         }
 
@@ -139,18 +139,20 @@ def describe(summary: Summary) -> list[str]:
 
 
 def _describe_key(key: KeySummary) -> list[str]:
-    average = key.tokens / max(key.documents, 1)
+    average = key.tokens / max(key.items, 1)
+    sentences = [f"  sentences   {key.items:>14,}"] if key.unit == "sentence" else []
     lines = [
         f"{key.prefix}.bin, .idx",
         f"  documents   {key.documents:>14,}   (+ {key.empty:,} empty, left out)",
-        f"  tokens      {key.tokens:>14,}   ({average:,.1f} a document, {key.longest:,} the longest)",
+        *sentences,
+        f"  tokens      {key.tokens:>14,}   ({average:,.1f} a {key.unit}, {key.longest:,} the longest)",
         f"  duplicates  {key.duplicates:>14,}   exact ({100 * key.duplicates / max(key.documents, 1):.1f} %)",
     ]
-    return lines + ["    " + line for line in histogram(key.histogram)]
+    return lines + ["    " + line for line in histogram(key.histogram, key.unit + "s")]
 
 
-def histogram(counts: Sequence[int]) -> list[str]:
-    """Bars of documents by token count, a row for each power of two."""
+def histogram(counts: Sequence[int], units: str = "documents") -> list[str]:
+    """Bars of documents or sentences by token count, a row for each power of two."""
     first = next((i for i, count in enumerate(counts) if count), 0)
     rows = []
     most = max(counts, default=0)
@@ -159,7 +161,7 @@ def histogram(counts: Sequence[int]) -> list[str]:
         rows.append((label, counts[power]))
     width = max((len(label) for label, _ in rows), default=0)
     digits = max((len(f"{count:,}") for _, count in rows), default=0)
-    title = "tokens".rjust(width) + "  " + "documents".rjust(digits)
+    title = "tokens".rjust(width) + "  " + units.rjust(digits)
     return [title] + [
         f"{label:>{width}}  {count:>{max(digits, 9)},}  {_bar(count / most)}".rstrip()
         for label, count in rows

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,10 +38,10 @@ from megalith.data.preprocess.sources import Source, check_unchanged, find_sourc
 from megalith.data.preprocess.wire import SharedMemory
 from megalith.data.preprocess.worker import Task, Worker
 from megalith.errors import EXIT_STOPPED, DataError, MegalithError
-from megalith.tokenizers.bpe import DefinedTokenizer
+from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.fast import Encoder, ReferenceEncoder, unchecked_encoder
 from megalith.tokenizers.load import load_tokenizer
-from megalith.tokenizers.names import FILE_KEYS, TokenizerFiles
+from megalith.tokenizers.names import FILE_KEYS, WORD_PIECE_TYPES, TokenizerFiles
 
 FAST = Limits()
 REFERENCE = Limits(record=1 << 20, piece=1 << 19, uncut=1 << 21)
@@ -84,6 +84,8 @@ class _Run:
         _check_keys(options, self._sources)
         self._tokenizer = load_tokenizer(options.tokenizer)
         self._eod = _eod(self._tokenizer) if options.append_eod else None
+        if self._tokenizer.type in WORD_PIECE_TYPES and options.sentences is None:
+            notify("BERT and T5 are trained on sentences: --split-sentences finds them")
         self._dtype = storage_dtype(self._tokenizer.vocab_size, options.implementation)
         self._meter = Meter(self._sources, started)
         self._progress = show(self._meter) if show else PlainProgress(self._meter, options.log_interval)
@@ -97,11 +99,12 @@ class _Run:
                 encoder, notice = unchecked_encoder(self._tokenizer)
                 if encoder is not None:
                     try:
-                        return self._attempt(encoder, Trial(checker, encoder))
+                        return self._attempt(encoder, Trial(checker, encoder), fast=True)
                     except Disagreement as found:
                         notice = str(found)
-                self._notify(notice)
-                return self._attempt(ReferenceEncoder(self._tokenizer), None)
+                if notice:
+                    self._notify(notice)
+                return self._attempt(ReferenceEncoder(self._tokenizer), None, fast=not notice)
         except _Stop as stop:
             raise Interrupted(
                 f"stopped by {stop}",
@@ -109,15 +112,22 @@ class _Run:
                 fix="run the same command again: it goes on where it stopped, finished parts are kept",
             ) from None
 
-    def _attempt(self, encoder: Encoder, trial: Trial | None) -> Summary:
-        options, limits = self._options, FAST if trial else REFERENCE
-        workers = self._count_workers(trial is not None)
+    def _attempt(self, encoder: Encoder, trial: Trial | None, *, fast: bool) -> Summary:
+        options, limits = self._options, FAST if fast else REFERENCE
+        workers = self._count_workers(fast)
         streamed = any(is_streamed(source, options.txt_documents) for source in self._sources)
         input_slots = workers + 2 if streamed else 0
         slot_tokens = max(options.block_bytes // _SLOT_SHARE, 1 << 16)
         shared = SharedMemory(workers, self._dtype, slot_tokens, input_slots, limits.record + 1)
-        cache_bytes = options.cache_bytes(fast=trial is not None)
-        task = Task(self._sources, options.keys, self._eod, options.txt_documents, cache_bytes, limits)
+        task = Task(
+            self._sources,
+            options.keys,
+            self._eod,
+            options.txt_documents,
+            options.cache_bytes(fast=fast),
+            limits,
+            options.sentences,
+        )
 
         def make(number: int, connection: Connection) -> Worker:
             return Worker(task, encoder, shared, number, connection)
@@ -157,11 +167,16 @@ class _Run:
         options = self._options
         plan = {
             "sources": [source.fingerprint() for source in self._sources],
-            "tokenizer": _files_hash(options.tokenizer),
+            "tokenizer": [
+                self._tokenizer.type,
+                self._tokenizer.vocab_size,
+                _files_hash(options.tokenizer),
+            ],
             "keys": options.keys,
             "append_eod": options.append_eod,
             "implementation": options.implementation,
             "txt_documents": options.txt_documents,
+            "split_sentences": options.sentences and asdict(options.sentences),
         }
         finals = [options.prefix(key).with_name(options.prefix(key).name + ".bin") for key in options.keys]
         return Store(options.parts, plan, finals, restart=options.restart)
@@ -174,7 +189,14 @@ class _Run:
         check_unchanged(self._sources)
         store.begin_publishing()
         keys = [
-            summarise(store, number, key, options.prefix(key), self._dtype.itemsize)
+            summarise(
+                store,
+                number,
+                key,
+                options.prefix(key),
+                itemsize=self._dtype.itemsize,
+                unit=options.unit,
+            )
             for number, key in enumerate(options.keys)
         ]
         if not any(key.documents for key in keys):
@@ -283,12 +305,13 @@ def _check_keys(options: Options, sources: Sequence[Source]) -> None:
                 )
 
 
-def _eod(tokenizer: DefinedTokenizer) -> int:
+def _eod(tokenizer: Tokenizer) -> int:
     if tokenizer.eod is None:
         raise DataError(
             "the tokenizer has no end-of-document token",
             where="--append-eod",
-            fix="leave the flag out, or use a tokenizer with <|endoftext|> or </s>",
+            fix="leave the flag out: a BERT vocabulary has no such token, and BERT and T5 need none; "
+            "for GPT use a tokenizer with <|endoftext|> or </s>",
         )
     return tokenizer.eod
 
@@ -299,7 +322,7 @@ def _files_hash(files: TokenizerFiles) -> str:
     for key in FILE_KEYS:
         name = getattr(files, key)
         path = Path(name).expanduser() if name else None
-        found = sorted(path.glob("*.[jt][sx]*")) if path and path.is_dir() else [path] if path else []
+        found = sorted(path.glob("*.[jtm][sxo]*")) if path and path.is_dir() else [path] if path else []
         for each in found:
             digest.update(each.name.encode() + b"\0" + each.read_bytes())
     return digest.hexdigest()

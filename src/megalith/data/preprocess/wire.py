@@ -3,7 +3,7 @@
 ```
 parent ── Job, Release, Turn ──▶ worker          messages: msgpack over a pipe
 parent ◀─ Chunk, NeedTurn, Done, Failed ── worker
-        shared memory: per worker two output slots (tokens │ lengths │ hashes), and input slots for streamed files
+        shared memory: per worker two output slots (tokens │ lengths │ counts │ hashes), and input slots for streamed files
 ```
 Knows layouts. Refuses to know what tokens or lines are worth.
 """
@@ -55,11 +55,15 @@ class Turn(msgspec.Struct, tag=True, array_like=True):
 
 
 class Segment(msgspec.Struct, array_like=True):
-    """A run of one key in a slot: `tokens` from element `token_start`, `documents` ending in it from `document_start`."""
+    """A run of one key in a slot: `tokens` from element `token_start`, `items` (documents, or their sentences) ending in it
+    from `item_start`, `documents` ending in it from `document_start`.
+    """
 
     key: int
     token_start: int
     tokens: int
+    item_start: int
+    items: int
     document_start: int
     documents: int
 
@@ -118,10 +122,11 @@ FromWorker = Chunk | NeedTurn | Done | Failed | Checked
 
 @dataclass(frozen=True)
 class Slot:
-    """Views of one output slot."""
+    """Views of one output slot: `lengths` by item, `counts` of items and `hashes` by document."""
 
     tokens: npt.NDArray
     lengths: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int32]
     hashes: npt.NDArray[np.uint64]
 
 
@@ -135,7 +140,7 @@ class SharedMemory:
         self.slot_tokens = slot_tokens
         self.slot_documents = max(1024, slot_tokens // 16)
         self.input_bytes = input_bytes
-        self._slot_bytes = _aligned(slot_tokens * dtype.itemsize + self.slot_documents * 12)
+        self._slot_bytes = _aligned(slot_tokens * dtype.itemsize + self.slot_documents * 16)
         self._inputs_at = workers * OUTPUT_SLOTS * self._slot_bytes
         self._map = mmap.mmap(-1, self._inputs_at + inputs * _aligned(input_bytes) or _ALIGNMENT)
 
@@ -145,7 +150,9 @@ class SharedMemory:
         start += hashes.nbytes
         lengths = np.frombuffer(self._map, np.int32, self.slot_documents, start)
         start += lengths.nbytes
-        return Slot(np.frombuffer(self._map, self.dtype, self.slot_tokens, start), lengths, hashes)
+        counts = np.frombuffer(self._map, np.int32, self.slot_documents, start)
+        start += counts.nbytes
+        return Slot(np.frombuffer(self._map, self.dtype, self.slot_tokens, start), lengths, counts, hashes)
 
     def input(self, slot: int) -> memoryview:
         start = self._inputs_at + slot * _aligned(self.input_bytes)

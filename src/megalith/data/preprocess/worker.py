@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
@@ -32,7 +33,7 @@ from megalith.data.preprocess.batches import (
     Span,
     memory_batches,
 )
-from megalith.data.preprocess.emit import Emitter
+from megalith.data.preprocess.emit import Emitter, OpenDocument
 from megalith.data.preprocess.long import BadRecord, LongRecord
 from megalith.data.preprocess.parse import BOM, JsonLines, Paragraphs, Parser, TextLines, WholeText, excerpt
 from megalith.data.preprocess.sources import Source
@@ -49,6 +50,7 @@ from megalith.data.preprocess.wire import (
     ToWorker,
     Turn,
 )
+from megalith.data.sentences import Sentences
 from megalith.errors import MegalithError
 from megalith.tokenizers.fast import Encoder
 
@@ -64,7 +66,9 @@ _ENCODED_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Task:
-    """What all jobs of a run have in common. `eod` is None if none is appended; `cache_bytes` see `Options`."""
+    """What all jobs of a run have in common. `eod` is None if none is appended; `cache_bytes` and `sentences` see
+    `Options`.
+    """
 
     sources: Sequence[Source]
     keys: tuple[str, ...]
@@ -72,6 +76,7 @@ class Task:
     txt_documents: str
     cache_bytes: int
     limits: Limits
+    sentences: Sentences | None = None
 
 
 class ParentGone(Exception):
@@ -122,8 +127,7 @@ class Worker:
                 parsed = parser.parse(item)
                 for key, column in enumerate(parsed.columns):
                     for first in range(0, len(column), _ENCODED_AT_ONCE):
-                        documents = column[first : first + _ENCODED_AT_ONCE]
-                        self._emitter.documents(key, *self._encoder.encode(documents))
+                        self._documents(key, column[first : first + _ENCODED_AT_ONCE])
                 for reject in parsed.rejects:
                     reject.line += lines
                     self._emitter.reject(reject)
@@ -136,6 +140,15 @@ class Worker:
                 file.close()
         self._emitter.flush()
         self._send(Done(job.number, lines, blank, self._emitter.empty))
+
+    def _documents(self, key: int, documents: list[bytes]) -> None:
+        """Encode and emit whole documents, by sentence if that is asked for."""
+        if self.task.sentences is None:
+            self._emitter.documents(key, *self._encoder.encode(documents))
+            return
+        split = [self.task.sentences.split(document) for document in documents]
+        counts = np.fromiter(map(len, split), np.int64, len(split))
+        self._emitter.documents(key, *self._encoder.encode(list(chain.from_iterable(split))), counts)
 
     def _parser(self, source: Source) -> Parser:
         if not source.text:
@@ -184,22 +197,37 @@ class Worker:
         try:
             values: list[bytes | Span] = record.json(self._json) if json else [span]
             for value in values:
-                if isinstance(value, Span) and record.checked(value, json=json) >= _MOST_TOKENS:
-                    self._check_tokens(record.pieces(value, json=json))
+                if isinstance(value, Span):
+                    self._check(record, value, json=json)
         except BadRecord as error:
             self._emitter.reject(Reject(line, str(error), excerpt(record.excerpt())))
             return
         for key, value in enumerate(values):
             document = self._emitter.open_document(key)
-            for piece in [value] if isinstance(value, bytes) else record.pieces(value, json=json):
-                document.add(self._encoder.encode([piece])[0])
+            for piece in [value] if isinstance(value, bytes) else self._pieces(record, value, json=json):
+                self._add(document, piece)
                 self._limit_memory(_WATCHED_BYTES)
             document.close()
 
-    def _check_tokens(self, pieces: Iterator[bytes]) -> None:
-        """`BadRecord` for a document that is too long for the index, whose lengths are int32."""
+    def _pieces(self, record: LongRecord, span: Span, *, json: bool) -> Iterator[bytes]:
+        return (record.pieces if self.task.sentences is None else record.paragraphs)(span, json=json)
+
+    def _add(self, document: OpenDocument, piece: bytes) -> None:
+        if self.task.sentences is None:
+            document.add(self._encoder.encode([piece])[0])
+            return
+        ids, lengths = self._encoder.encode(self.task.sentences.split(piece))
+        for sentence in np.split(ids, np.cumsum(lengths)[:-1]):
+            document.add(sentence)
+            document.end_item()
+
+    def _check(self, record: LongRecord, span: Span, *, json: bool) -> None:
+        """`BadRecord` for what handing the pieces out would run into, or an item too long for the index (int32)."""
+        size = sum(map(len, self._pieces(record, span, json=json)))
+        if size < _MOST_TOKENS or self.task.sentences is not None:  # a sentence is no longer than a piece
+            return
         tokens = 1
-        for piece in pieces:
+        for piece in self._pieces(record, span, json=json):
             tokens += len(self._encoder.encode([piece])[0])
             self._limit_memory(_WATCHED_BYTES)
         if tokens > _MOST_TOKENS:
