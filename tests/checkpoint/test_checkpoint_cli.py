@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from megalith.cli.checkpoint import app
 from megalith.errors import CheckpointError
+from megalith.models.config import ModelConfig
 
+from .foreign_files import GPT2_LIKE, hugging_face, megatron, random_model
 from .helpers import checkpointer, tensors_of
 
 CONFIG = """
@@ -132,3 +134,35 @@ def test_neither_command_imports_torch(run):
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "megatron"])
+def test_inspect_tells_what_another_program_saved(tmp_path, kind):
+    model = random_model(ModelConfig(**GPT2_LIKE))
+    if kind == "huggingface":
+        hugging_face(tmp_path, model)
+    else:
+        megatron(tmp_path, model, version=1, sizes=(2, 2))
+    text = invoke("inspect", tmp_path).output
+    for said in (kind, "num_layers 4", "float64", "hidden_size 16"):
+        assert said in text
+    summary = json.loads(invoke("inspect", tmp_path, "--json").output)
+    assert summary["kind"] == kind
+    assert summary["architecture"]["num_attention_heads"] == 4
+    if kind == "megatron":
+        assert "iteration: 7" in text
+        assert "checkpoint_version: 1" in text
+        assert "activation: by bias_gelu_fusion=True (args)" in text
+        table = summary["tensors"]["language_model.embedding.word_embeddings.weight"]
+        assert table == {"dtype": "float64", "shapes": [[16, 16], [16, 16]], "bytes": 4096}
+        assert summary["provenance"]["args"]["consumed_train_samples"] == 56
+
+
+def test_inspect_of_a_file_that_does_not_say_takes_what_a_person_says(tmp_path):
+    megatron(tmp_path / "run", random_model(ModelConfig(**GPT2_LIKE)), args={})
+    result = invoke("inspect", tmp_path / "run")
+    assert isinstance(result.exception, CheckpointError)
+    assert "--config-file" in str(result.exception)
+    (tmp_path / "sizes.json").write_text('{"num-attention-heads": 4}')
+    told = invoke("inspect", tmp_path / "run", "--config-file", tmp_path / "sizes.json").output
+    assert "num_attention_heads: by num_attention_heads (sizes.json)" in told

@@ -108,3 +108,10 @@ def talk(run: str, tensor: int, stop_after: int) -> tuple[int, str]:
     )
     assert signal.getsignal(signal.SIGINT) is before
     return number, "".join(written)
+
+
+def logits_of(path: str, tokens: torch.Tensor, tensor: int, data: int) -> torch.Tensor:
+    """Of a checkpoint in any format, read by these processes together."""
+    model = load_model(path, precision="64", crew=crew_of(tensor, data)).model
+    with torch.no_grad():
+        return model.logits(model(tokens))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from megalith.cli.options import ConfigFile
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,14 +20,19 @@ Where = Annotated[
     Path,
     typer.Argument(help="a run folder, its checkpoints folder, a step folder, `latest` or a link to one"),
 ]
+Anything = Annotated[
+    Path, typer.Argument(help="a run or step folder, or what Hugging Face or Megatron saved")
+]
 
 
 @app.command()
 def inspect(
-    path: Where,
+    path: Anything,
     as_json: Annotated[bool, typer.Option("--json", help="everything, as one JSON object")] = False,
+    config_file: ConfigFile = None,
 ) -> None:
     """Shows step, counters, metrics, tensors, configuration, data plan and files of a checkpoint; of a run, its latest.
+    Of another program's: tensors, architecture, and where each setting comes from. No weights are loaded.
 
     Example: megalith checkpoint inspect nemo_experiments/megatron_gpt
     """
@@ -36,8 +43,14 @@ def inspect(
 
     from megalith.checkpoint.open import resolve
     from megalith.checkpoint.summary import describe, summarise
+    from megalith.errors import CheckpointError
 
-    summary = summarise(resolve(path))
+    try:
+        summary = summarise(resolve(path))
+    except CheckpointError:
+        lines, summary = _inspect_foreign(path, config_file)
+    else:
+        lines = describe(summary)
     if as_json:
         typer.echo(json.dumps(summary, indent=1, ensure_ascii=False))
         return
@@ -45,10 +58,25 @@ def inspect(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     previous = ""
-    for what, value in describe(summary):
+    for what, value in lines:
         table.add_row(what if what != previous else "", value)
         previous = what
     Console(highlight=False, markup=False).print(table)
+
+
+def _inspect_foreign(path: Path, config_file: str | None) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Of another program's checkpoint. Our own and what is none raise as they did."""
+    from megalith.checkpoint.foreign import find, open_foreign
+    from megalith.checkpoint.foreign_summary import describe, summarise
+    from megalith.checkpoint.summary import summarise as summarise_own
+
+    found = find(path)
+    summary = (
+        summarise_own(found.folder)
+        if found.is_native
+        else summarise(open_foreign(found.folder, config_file=config_file))
+    )
+    return describe(summary), summary
 
 
 @app.command()

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megalith.cli.options import BatchSize, Checkpoint, Device, JsonFile, PrecisionName, TokenizerPath
-from megalith.cli.reading import Keys, begin, progress, reading
+from megalith.cli.options import (
+    BatchSize,
+    Checkpoint,
+    ConfigFile,
+    Device,
+    JsonFile,
+    PrecisionName,
+    TokenizerPath,
+)
+from megalith.cli.reading import Keys, begin, load, progress, reading
 
 if TYPE_CHECKING:
     from megalith.evaluate import lambada as lambada_task
@@ -65,6 +73,7 @@ def perplexity(
     check: Check = False,
     json_file: JsonFile = None,
     tokenizer: TokenizerPath = None,
+    config_file: ConfigFile = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     keys: Keys = None,
@@ -78,7 +87,6 @@ def perplexity(
     from megalith.cli.errors import show_failure
     from megalith.errors import EXIT_FAILURE, ConfigError, Problem
     from megalith.evaluate.perplexity import Request, evaluate
-    from megalith.generate.loading import load_model
 
     if data and text_file:
         raise ConfigError([Problem("--data, --text-file", "both are given", "keep one")])
@@ -94,7 +102,7 @@ def perplexity(
     )
     layout = begin(keys, device=device, precision=precision)
     with reading(layout) as crew, progress(crew, "windows") as report_progress:
-        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
+        loaded = load(checkpoint, layout, crew, tokenizer=tokenizer, config_file=config_file)
         report = evaluate(loaded, request, report_progress)
         speaks = crew.is_main
     if not speaks:
@@ -116,6 +124,7 @@ def wikitext(
     batch_size: BatchSize = 8,
     json_file: JsonFile = None,
     tokenizer: TokenizerPath = None,
+    config_file: ConfigFile = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     keys: Keys = None,
@@ -125,12 +134,11 @@ def wikitext(
     Example: megalith evaluate wikitext --checkpoint run --data wikitext-103/wiki.test.tokens
     """
     from megalith.evaluate.wikitext import Request, evaluate
-    from megalith.generate.loading import load_model
 
     request = Request(data, detokenizer, seq_length, overlapping_eval, batch_size)
     layout = begin(keys, device=device, precision=precision)
     with reading(layout) as crew, progress(crew, "windows") as report_progress:
-        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
+        loaded = load(checkpoint, layout, crew, tokenizer=tokenizer, config_file=config_file)
         report = evaluate(loaded, request, report_progress)
         speaks = crew.is_main
     if not speaks:
@@ -148,6 +156,7 @@ def lambada(
     batch_size: BatchSize = 8,
     json_file: JsonFile = None,
     tokenizer: TokenizerPath = None,
+    config_file: ConfigFile = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     keys: Keys = None,
@@ -157,12 +166,11 @@ def lambada(
     Example: megalith evaluate lambada --checkpoint run --data lambada_test.jsonl --strict-lambada
     """
     from megalith.evaluate.lambada import Request, evaluate
-    from megalith.generate.loading import load_model
 
     request = Request(data, strict_lambada, seq_length, batch_size)
     layout = begin(keys, device=device, precision=precision)
     with reading(layout) as crew, progress(crew, "passages") as report_progress:
-        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
+        loaded = load(checkpoint, layout, crew, tokenizer=tokenizer, config_file=config_file)
         report = evaluate(loaded, request, report_progress)
         speaks = crew.is_main
     if not speaks:

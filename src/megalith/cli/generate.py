@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megalith.cli.options import BatchSize, Checkpoint, Device, PrecisionName, TokenizerPath
-from megalith.cli.reading import Keys, begin, progress, reading
+from megalith.cli.options import (
+    BatchSize,
+    Checkpoint,
+    ConfigFile,
+    Device,
+    PrecisionName,
+    TokenizerPath,
+)
+from megalith.cli.reading import Keys, begin, load, progress, reading
 
 if TYPE_CHECKING:
     from megalith.generate.jobs import Options
@@ -81,6 +88,7 @@ def generate(
     recompute: Recompute = False,
     batch_size: BatchSize = 8,
     tokenizer: TokenizerPath = None,
+    config_file: ConfigFile = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     keys: Keys = None,
@@ -91,7 +99,6 @@ def generate(
     Example: megalith generate --checkpoint quickstart/run --prompt "Return a list of" --temperature 0.7
     """
     from megalith.generate.jobs import Options
-    from megalith.generate.loading import load_model
     from megalith.generate.sampling import Sampling
 
     check_mode(
@@ -113,7 +120,7 @@ def generate(
     layout = begin(keys, device=device, precision=precision, copies="a text that streams" if streams else "")
     options = Options(batch_size, recompute, logprobs)
     with reading(layout, patient=interactive) as crew:
-        loaded = load_model(checkpoint, precision=layout.precision, tokenizer=tokenizer, crew=crew)
+        loaded = load(checkpoint, layout, crew, tokenizer=tokenizer, config_file=config_file)
         if interactive:
             talk(loaded, sampling, options)
         elif input_file is not None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[str, typer.Option(help="run or step folder")]
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        help="run or step folder; a folder of Hugging Face; what Megatron-LM or megatron-core saved"
+    ),
+]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(help="JSON or YAML with what a Megatron file does not say: num-attention-heads: 16"),
+]
 TokenizerPath = Annotated[
     str | None,
     typer.Option("--tokenizer", "--tokenizer-model", help="tokenizer.json instead of the checkpoint's own"),

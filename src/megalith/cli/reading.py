@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from megalith.generate.crew import Crew
     from megalith.generate.layout import Layout
+    from megalith.generate.loading import Loaded
 
 Keys = Annotated[
     list[str] | None,
@@ -58,6 +59,21 @@ def reading(layout: Layout, *, patient: bool = False) -> Iterator[Crew]:
             silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(silence))
         yield crew
+
+
+def load(
+    checkpoint: str, layout: Layout, crew: Crew, *, tokenizer: str | None, config_file: str | None
+) -> Loaded:
+    """The model of a checkpoint in any format; the main process tells what a person should know of it."""
+    from megalith.cli.errors import show_notices
+    from megalith.generate.loading import load_model
+
+    loaded = load_model(
+        checkpoint, precision=layout.precision, tokenizer=tokenizer, config_file=config_file, crew=crew
+    )
+    if crew.is_main:
+        show_notices(loaded.notices)
+    return loaded
 
 
 @contextmanager
