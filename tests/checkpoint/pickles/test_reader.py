@@ -74,6 +74,8 @@ def test_a_plain_pickle_is_read(tmp_path, protocol):
     saved = {k: v for k, v in content().items() if k in ("python", "numbers", "text", "others", "arrays")}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(saved, protocol=protocol))
     assert_same(saved, open_pickle(tmp_path / "x.pkl").content)
+    (tmp_path / "y.pkl").write_bytes(pickle.dumps(np.arange(3), protocol=protocol))
+    assert_same(np.arange(3), open_pickle(tmp_path / "y.pkl").content)
 
 
 def test_contiguous_tensors_are_runs_of_the_file_and_others_are_not(tmp_path):

@@ -103,7 +103,7 @@ def _content(window: Window, path: Path) -> tuple[Reading, Any]:
     stream = Stream(window)
     world = Reading(_no_storage)
     first = Machine(stream, world).run()
-    if first == LEGACY and type(first) is int:
+    if type(first) is int and first == LEGACY:
         return _legacy(window, path)
     if stream.left:
         raise PickleError(f"{stream.left} bytes follow its pickle")
