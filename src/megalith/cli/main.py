@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "megalith.cli.pretrain:app", "Pretrain a model from a configuration and key=value overrides."
     ),
+    "plan": Command("megalith.cli.plan:plan", "Memory, exchange and time of a run, before you pay for it."),
     "parity": Command("megalith.cli.parity:parity", "Compare a layout with one process, number by number."),
     "evaluate": Command("megalith.cli.evaluate:app", "Measure a model: perplexity, WikiText, LAMBADA."),
     "generate": Command("megalith.cli.generate:generate", "Continue a text, a file of texts, or nothing."),

@@ -48,7 +48,7 @@ def parity(
         config_file=config,
         overrides=overrides or (),
     )
-    settled = _settled(gathered)
+    settled = settled_without_data(gathered)
     from megalith.tools.miniature import miniature
 
     small = miniature(settled)
@@ -60,7 +60,7 @@ def parity(
     raise typer.Exit(code)
 
 
-def _settled(gathered: Gathered) -> PretrainGPTConfig:
+def settled_without_data(gathered: Gathered) -> PretrainGPTConfig:
     """The configuration, which need not name data. What it says about the layout without effect is told."""
     from megalith.cli.errors import show_notices
     from megalith.config.compose import settle

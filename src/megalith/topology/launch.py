@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import Store  # type: ignore[attr-defined]
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megalith.errors import TopologyError
 from megalith.topology import meeting
@@ -25,7 +27,7 @@ from megalith.topology.environment import Launched, environment
 from megalith.topology.topology import Topology, choose_device
 from megalith.topology.watchdog import Watchdog
 
-__all__ = ["Launched", "Member", "environment", "start"]
+__all__ = ["Launched", "Member", "environment", "fake", "start"]
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 NCCL_MARGIN = timedelta(seconds=8)
@@ -96,6 +98,26 @@ def start(
         if dist.is_initialized():
             dist.destroy_process_group()
         del store  # rank 0's serves the others: not before the end
+
+
+@contextmanager
+def fake(world_size: int, *, rank: int = 0) -> Iterator[Member]:
+    """Within, this process believes to be `rank` of `world_size`: groups and meshes can be made, and nobody answers.
+
+    A send ends at once and what is received stays as it was: for shapes and counts, never for values. One process has no
+    group here, either. Errors: `TopologyError` where this process is one of several already.
+    """
+    if dist.is_initialized():
+        raise TopologyError("a fake process group inside a real one", fix="plan in a process of its own")
+    if world_size == 1:
+        yield Member(torch.device("cpu"))
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield Member(torch.device("cpu"), rank, world_size)
+    finally:
+        dist.destroy_process_group()
+        _clear_sharding_prop_cache()  # it remembers meshes by their shape, and with them groups that are gone
 
 
 def own_device(name: str | torch.device, launched: Launched | None) -> torch.device:
