@@ -25,7 +25,7 @@ from megalith.data.stream import Provenance
 from megalith.tokenizers.base import Tokenizer
 
 NOT_PREDICTED, END, LABEL = "bright_black", "bold yellow", "bold cyan"
-_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
+VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 """Control characters would move the terminal's cursor: show their symbols."""
 
 Array = npt.NDArray
@@ -90,7 +90,7 @@ def show_rows(console: Console, rows: Sequence[Row], tokenizer: Tokenizer) -> No
 
 def _row(i: int, row: Row, tokenizer: Tokenizer) -> Group:
     head = Text(f"\nrow {i}", LABEL)
-    head.append(f": sample {row.number} of the run, {_place(row.provenance)}", "default")
+    head.append(f": sample {row.number} of the run, {place(row.provenance)}", "default")
     predicted = row.predicted()
     parts: list[Text] = [head]
     for stretch in stretches(row.provenance):
@@ -105,7 +105,8 @@ def _row(i: int, row: Row, tokenizer: Tokenizer) -> Group:
     return Group(*parts)
 
 
-def _place(provenance: Provenance) -> str:
+def place(provenance: Provenance) -> str:
+    """Which sample of its source it is, for people."""
     name = Path(provenance.path).name
     if not provenance.epoch_length:
         return f"sample {provenance.index} of {name}"
@@ -139,7 +140,7 @@ def _text(tokens: Array, predicted: Array, tokenizer: Tokenizer) -> Text:
     text = Text(overflow="fold")
     kinds = zip(tokens.tolist(), predicted.tolist(), strict=True)
     for (counts, end), run in groupby(kinds, key=lambda pair: (pair[1], pair[0] == tokenizer.eod)):
-        words = tokenizer.decode([token for token, _ in run]).translate(_VISIBLE)
+        words = tokenizer.decode([token for token, _ in run]).translate(VISIBLE)
         if counts:
             text.append(words, END if end else "default")
         else:

@@ -59,7 +59,7 @@ class Samples(Protocol):
 
 
 class Stream:
-    """Samples of one split. `samples(numbers)` is what masks make batches of; `read(numbers)` are windows as one array."""
+    """Samples of one split: `stream[number]`, or many by `samples(numbers)`; `read(numbers)` are windows as one array."""
 
     def __init__(self, plan: DataPlan, open_source: Callable[[int], Samples]) -> None:
         """`open_source(i)` reads `plan.sources[i]`; sources that only past samples came from are opened when asked for."""
@@ -87,8 +87,8 @@ class Stream:
         """Samples that the plan covers; None: there is no end."""
         return None if self.plan.order == "native" else max(self.plan.samples, self.plan.cycle)
 
-    def __getitem__(self, number: int) -> npt.NDArray[np.int64]:
-        return self.read(np.array([number]))[0]
+    def __getitem__(self, number: int) -> Any:
+        return next(self.samples(np.array([number])))[1]
 
     def read(self, numbers: Numbers) -> npt.NDArray[np.int64]:
         """Windows int64[len(numbers), seq_length + 1]. DataError for a number that the plan does not cover."""

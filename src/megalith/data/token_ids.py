@@ -1,6 +1,6 @@
 """What masks must know of a tokenizer: its special ids, and which tokens continue a word.
 
-Knows ids. Refuses to know where they come from.
+Knows ids. Refuses to know how text becomes them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megalith.errors import ConfigError, Problem
+from megalith.tokenizers.base import Tokenizer
 
+_BEGINS = ("Ġ", "Ċ", "▁")
 _NAMES = {
     "cls": "[CLS]",
     "sep": "[SEP]",
@@ -39,6 +41,21 @@ class TokenIds:
     eos: int | None = None
     sentinels: Sequence[int] = ()
     continues: npt.NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenIds:
+        """Those of a tokenizer. A word begins with `Ġ` or `▁`, or, where more of the vocabulary marks what continues one,
+        without `##`; special tokens begin one too. (Megatron knows `##` alone: with another family it masks single tokens.)
+        """
+        size, special = tokenizer.vocab_size, {*tokenizer.special.values(), *tokenizer.sentinels}
+        pieces = [tokenizer.piece(id) for id in range(size)]
+        continues = [piece.startswith("##") for piece in pieces]
+        if sum(continues) <= sum(piece.startswith(_BEGINS) for piece in pieces):
+            continues = [
+                not piece.startswith(_BEGINS) and id not in special for id, piece in enumerate(pieces)
+            ]
+        roles = {role: tokenizer.special.get(role) for role in (*_NAMES, "pad")}
+        return cls(size, sentinels=tokenizer.sentinels, continues=np.array(continues), **roles)
 
     def __getitem__(self, role: str) -> int:
         """Id of a role that the vocabulary has: `ids["mask"]`."""

@@ -11,12 +11,16 @@ from rich.console import Console
 
 from megalith.config.compose import Composed
 from megalith.data.loader import Batch, Loader
+from megalith.data.masked import BertMasks
 from megalith.data.sampler import batch_positions
 from megalith.data.schedule import BatchRampUp
 from megalith.data.show import Row, show_rows
+from megalith.data.show_masked import MaskedRow, show_masked_rows
+from megalith.data.span import PrefixMasks, SpanMasks
 from megalith.errors import EXIT_SUCCESS, ConfigError, Problem
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from megalith.tasks.pretrain_data import open_data, samples_at_end
+from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.topology.topology import Topology
 from megalith.training.experiment import choose_folder
@@ -55,8 +59,17 @@ def show(
         highlight=False,
     )
     positions = batch_positions(consumed, size)[:rows]
-    show_rows(console, read_rows(data.training_loader(), positions), tokenizer)
+    show_loaded(console, data.training_loader(), positions, tokenizer)
     return EXIT_SUCCESS
+
+
+def show_loaded(console: Console, loader: Loader, positions: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Print the rows at `positions` of any model's data."""
+    masks = loader.masks
+    if isinstance(masks, BertMasks | SpanMasks | PrefixMasks):
+        show_masked_rows(console, read_masked_rows(loader, positions), tokenizer, masks.ids)
+    else:
+        show_rows(console, read_rows(loader, positions), tokenizer)
 
 
 def consumed_before(schedule: BatchRampUp, step: int, begun_step: int, begun_consumed: int) -> int:
@@ -85,6 +98,21 @@ def read_rows(loader: Loader, positions: np.ndarray) -> list[Row]:
             provenance=loader.stream.provenance(int(numbers[i])),
             positions=_of_row(batch, "positions", i),
             documents=_of_row(batch, "documents", i),
+        )
+        for i, position in enumerate(positions)
+    ]
+
+
+def read_masked_rows(loader: Loader, positions: np.ndarray) -> list[MaskedRow]:
+    """The same for BERT, T5 and BART."""
+    (batch,) = loader.read([positions])
+    numbers = loader.sampler.numbers(positions)
+    return [
+        MaskedRow(
+            number=int(position),
+            kind=loader.stream.plan.shape.kind,
+            arrays={name: tensor[i].numpy() for name, tensor in batch.items()},
+            provenance=loader.stream.provenance(int(numbers[i])),
         )
         for i, position in enumerate(positions)
     ]
