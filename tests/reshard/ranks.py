@@ -98,3 +98,17 @@ def on(pool, function, sizes: Sizes, *arguments):
     if sizes.world == 1:
         return [function(*arguments)]
     return pool.run(function, sizes.world, *arguments)
+
+
+def foreign_differences(case: Case, sizes: Sizes, path: str, expected: dict[str, torch.Tensor]) -> list[str]:
+    """Loads another program's weights on this layout. → names of tensors whose part here is not the expected one."""
+    topology = topology_of(sizes)
+    engine = make_engine(case, topology)
+    Saver(engine, Checkpointer(Path(path), topology), config_yaml="").load_weights(Path(path))
+    wrong = []
+    for name, mine in held(engine.tensors()).items():
+        if name.startswith("model."):
+            index = tuple(slice(a, b) for a, b in mine.part)
+            if not torch.equal(expected[name.removeprefix("model.")][index], mine.memory):
+                wrong.append(name)
+    return wrong

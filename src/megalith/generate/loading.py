@@ -135,7 +135,8 @@ def native(folder: Path) -> Source:
 
 
 def of_others(foreign: Foreign) -> Source:
-    """What another program wrote."""
+    """What another program wrote. Errors: `CheckpointError` where its tensors do not fit its configuration."""
+    foreign.tensors  # noqa: B018  # before a model of that many layers is built
 
     def fill(tensors: Mapping[str, torch.Tensor], crew: Crew) -> object:
         return foreign_files.load(foreign, tensors, team=crew.team)

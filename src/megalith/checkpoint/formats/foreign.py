@@ -16,6 +16,7 @@ import torch
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.mapped import Mapped, Parts, natives
 from megalith.checkpoint.mapping import Heads, Table
+from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig
 from megalith.models.family import FAMILIES, describe
 
@@ -46,6 +47,12 @@ class Foreign:
     @cached_property
     def tensors(self) -> Mapping[str, Mapped]:
         """Our names (`blocks.0.mlp.up.weight`) → tensors, each made when it is read. Errors: `CheckpointError` for what does not fit."""
+        if self.config.num_layers > len(self.parts):
+            raise CheckpointError(
+                f"it is to have {self.config.num_layers:,} layers, but it holds {len(self.parts):,} tensors",
+                where=str(self.path),
+                fix="its files are incomplete, or its configuration is damaged",
+            )
         shapes = shapes_of(self.family, self.config)
         return natives(self.table, shapes, self.parts, heads_of(self.config), where=str(self.path))
 
