@@ -14,6 +14,8 @@ import numpy as np
 from megalith.data.preprocess.options import Options
 from megalith.data.preprocess.report import Summary
 from megalith.data.preprocess.run import preprocess
+from megalith.data.sentences import Sentences
+from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.tokenizers.names import TokenizerFiles
@@ -74,6 +76,24 @@ def make_texts(count: int, seed: int = 0, words: int = 60) -> list[str]:
     return texts
 
 
+def make_prose(count: int, seed: int = 0) -> list[str]:
+    """Texts of paragraphs and sentences, some quoted, with white space of all kinds, some texts empty, blank, or twice."""
+    rng = random.Random(seed)
+    ends, gaps = (".", "!", "?", '."', ".”", ""), (" ", "  ", "\n", "\n\n", " \n \n\t", "\n\n\n")
+
+    def sentence() -> str:
+        words = rng.choices(WORDS[:13], k=rng.randint(1, 9))
+        return rng.choice(("", "", "“", '"')) + " ".join(words).capitalize() + rng.choice(ends)
+
+    texts = [
+        "".join(sentence() + rng.choice(gaps) for _ in range(int(30 * rng.random() ** 3)))
+        for _ in range(count)
+    ]
+    for number in range(7, count, 13):
+        texts[number] = rng.choice((texts[number - 5], " \n\n ", "..."))
+    return texts
+
+
 def json_lines(texts: Iterable[str], **extra: Any) -> bytes:
     lines = [
         json.dumps({"text": text, **extra}, ensure_ascii=number % 2 == 0) for number, text in enumerate(texts)
@@ -97,24 +117,36 @@ def run(folder: Path, inputs: Sequence[Path | str], **changes: Any) -> Summary:
 
 
 def expected_files(
-    tokenizer: DefinedTokenizer, texts: Iterable[str], *, append_eod: bool = False, dtype: str = "<u2"
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    append_eod: bool = False,
+    dtype: str = "<u2",
+    sentences: Sentences | None = None,
 ) -> tuple[bytes, bytes]:
-    """`.bin` and `.idx` of the documents, by the format's definition and the reference tokenizer."""
-    rows = [ids + [tokenizer.eod] * append_eod for ids in map(tokenizer.encode, texts) if ids]
-    tokens = np.array([id for row in rows for id in row], dtype).tobytes()
+    """`.bin` and `.idx` of the documents, by the format's definition and the reference tokenizer, item by item."""
+    tokens, lengths, ends = [], [], [0]
+    for text in texts:
+        parts = [part.decode() for part in sentences.split(text.encode())] if sentences else [text]
+        items = [ids for ids in map(tokenizer.encode, parts) if ids]
+        if not items:
+            continue
+        if append_eod:
+            items[-1] = [*items[-1], tokenizer.eod]
+        for item in items:
+            tokens += item
+            lengths.append(len(item))
+        ends.append(len(lengths))
     size = np.dtype(dtype).itemsize
-    offsets, at = [], 0
-    for row in rows:
-        offsets.append(at)
-        at += len(row) * size
-    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8 if size == 2 else 4, len(rows), len(rows) + 1)
-    index += np.array([len(row) for row in rows], "<i4").tobytes()
-    index += np.array(offsets, "<i8").tobytes() + np.arange(len(rows) + 1, dtype="<i8").tobytes()
-    return tokens, index
+    offsets = size * (np.cumsum(lengths) - lengths)
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8 if size == 2 else 4, len(lengths), len(ends))
+    index += np.array(lengths, "<i4").tobytes()
+    index += offsets.astype("<i8").tobytes() + np.array(ends, "<i8").tobytes()
+    return np.array(tokens, dtype).tobytes(), index
 
 
-def output(folder: Path, key: str = "text") -> tuple[bytes, bytes]:
-    prefix = folder / f"out_{key}_document"
+def output(folder: Path, key: str = "text", unit: str = "document") -> tuple[bytes, bytes]:
+    prefix = folder / f"out_{key}_{unit}"
     return prefix.with_name(prefix.name + ".bin").read_bytes(), prefix.with_name(
         prefix.name + ".idx"
     ).read_bytes()

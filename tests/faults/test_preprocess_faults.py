@@ -20,10 +20,12 @@ import zstandard
 
 from megalith.data.preprocess import files, pipeline, worker
 from megalith.data.preprocess.run import preprocess
+from megalith.data.sentences import Sentences
 from megalith.errors import DataError
 from tests.data.preprocessing import (
     expected_files,
     json_lines,
+    make_prose,
     make_texts,
     make_tokenizer,
     options,
@@ -32,6 +34,8 @@ from tests.data.preprocessing import (
 )
 
 TEXTS = make_texts(3000, 9)
+PROSE = make_prose(3000, 9)
+ENGLISH = Sentences("en")
 ROOT = Path(__file__).parents[2]
 
 
@@ -62,6 +66,7 @@ def start(folder: Path, *, name: str = "c.jsonl", delay: float = 0.0, **changes)
     script = (
         "import sys, time, pathlib\n"
         "from megalith.data.preprocess.journal import Store\n"
+        "from megalith.data.sentences import Sentences\n"
         "from megalith.errors import MegalithError\n"
         "from tests.data.preprocessing import run\n"
         "commit = Store.commit\n"
@@ -105,15 +110,20 @@ def published(folder: Path) -> list[str]:
 # Killed
 
 
-@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz"])
-def test_kill_9_at_random_moments_loses_no_finished_part(folder, wanted, name):
+@pytest.mark.parametrize(
+    ("name", "sentences"), [("c.jsonl", None), ("c.jsonl.gz", None), ("c.jsonl", ENGLISH)]
+)
+def test_kill_9_at_random_moments_loses_no_finished_part(folder, wanted, name, sentences):
     if name.endswith("gz"):
         (folder / name).write_bytes(gzip.compress((folder / "c.jsonl").read_bytes()))
+    if sentences:
+        (folder / name).write_bytes(json_lines(PROSE))
+        wanted = expected_files(_tokenizer(folder), PROSE, sentences=sentences)
     rng = random.Random(name)
     kills = 0
     while True:
         before = finished_parts(folder)
-        process = start(folder, name=name, delay=0.02)
+        process = start(folder, name=name, delay=0.02, sentences=sentences)
         wait_for_parts(process, folder, before + rng.randint(1, 12))
         time.sleep(rng.random() * 0.02)
         workers = children_of(process) if process.poll() is None else []
@@ -133,7 +143,7 @@ def test_kill_9_at_random_moments_loses_no_finished_part(folder, wanted, name):
         assert not any(map(alive, workers)), "a worker outlived its parent"
     assert kills >= 2
     assert int(out) >= before
-    assert output(folder) == wanted
+    assert output(folder, unit="sentence" if sentences else "document") == wanted
     assert not (folder / "out.parts").exists()
 
 
@@ -263,10 +273,15 @@ def test_other_inputs_or_options_do_not_go_on_with_these_parts(folder, wanted):
     process.kill()
     process.communicate()
     kept = finished_parts(folder)
-    for changes in ({"append_eod": True}, {"keys": ("text", "title")}, {"implementation": "cached"}):
+    for changes, name in (
+        ({"append_eod": True}, "append_eod"),
+        ({"keys": ("text", "title")}, "keys"),
+        ({"implementation": "cached"}, "implementation"),
+        ({"sentences": ENGLISH}, "split_sentences"),
+    ):
         with pytest.raises(DataError, match="unfinished parts of another run") as caught:
             run(folder, [folder / "c.jsonl"], **changes)
-        assert next(iter(changes)) in str(caught.value)
+        assert name in str(caught.value)
         assert "--restart" in caught.value.problem.fix
     os.utime(folder / "c.jsonl")
     with pytest.raises(DataError, match="the inputs"):

@@ -12,6 +12,7 @@ from, so a worker can rebuild them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import gigatoken
@@ -120,7 +121,7 @@ class ReferenceEncoder:
         """`ids` int32[total], `lengths` int64[len(documents)]; UnicodeDecodeError for bytes that are not UTF-8."""
         encoded = self.tokenizer.encode_batch([document.decode("utf-8") for document in documents])
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        ids = np.fromiter((id for row in encoded for id in row), np.int32, int(lengths.sum()))
+        ids = np.fromiter(chain.from_iterable(encoded), np.int32, int(lengths.sum()))
         return ids, lengths
 
     def reset(self) -> None:
