@@ -5,6 +5,7 @@
 #   GPUS=8 DATA=my-gpt2_text_document VOCAB=… MERGES=… ./pretrain_distributed_with_mp.sh [key=value …]
 set -euo pipefail
 HERE=$(dirname "$0")
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # so that an agent may join after a restart
 
 exec torchrun --nnodes "${NODES:-1}" --nproc-per-node "${GPUS:-8}" --max-restarts "${RESTARTS:-3}" \
   --rdzv-id gpt_345m --rdzv-backend c10d --rdzv-endpoint "${MEETING:-localhost:29400}" \

@@ -14,7 +14,7 @@ from tests.tasks.nano import losses, make_corpus, overrides, pretrain, rows
 
 from .hosts import Hosts, why_not
 
-STEPS, TIMEOUT = 24, 8
+STEPS, TIMEOUT = 24, 12
 EXACT = ("trainer.precision=64", "model.micro_batch_size=1", "trainer.val_check_interval=null")
 SAVING = (
     "exp_manager.checkpoint_callback_params.every_n_train_steps=4",
@@ -25,7 +25,7 @@ PP2 = ("model.pipeline_model_parallel_size=2",)
 BOTH, ELASTIC = ("--nnodes=2", "--max-restarts=3"), ("--nnodes=1:2", "--max-restarts=3")
 REPLACEABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Without it an agent that joins after a restart waits for an address that agents of the first hour do not repeat."""
-QUICK = "--rdzv-conf=last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=2"
+QUICK = "--rdzv-conf=last_call_timeout=3,keep_alive_interval=2,keep_alive_max_attempt=6"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +66,7 @@ class Job:
     ) -> None:
         """Start the agents of these hosts, with `each` processes."""
         command = overrides(self.corpus, self.folder / "run", *EXACT, *SAVING, *words, steps=steps)
-        command += [f"trainer.process_timeout={TIMEOUT}", "trainer.enable_progress_bar=false"]
+        command += ["trainer.enable_progress_bar=false"]
         for host in names:
             self.agents[host] = self.hosts.torchrun(
                 host, "pretrain", "gpt", *command, options=(*options, QUICK), log=self.log(host),
@@ -188,7 +188,7 @@ def test_a_stop_reaches_both_hosts(job, whole):
 
 @pytest.mark.slow
 def test_a_cable_that_is_cut(job, whole):
-    job.begin("ab", *TP2, options=("--nnodes=2", "--max-restarts=0"))
+    job.begin("ab", *TP2, f"trainer.process_timeout={TIMEOUT}", options=("--nnodes=2", "--max-restarts=0"))
     job.until(lambda: job.rows > 9)
     job.hosts.cut()
     began = time.monotonic()

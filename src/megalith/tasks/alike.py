@@ -20,7 +20,7 @@ from typing import Any
 from megalith.errors import ConfigError, DataError, Problem
 from megalith.topology.topology import gathered
 
-SETTLING = 10.0
+SETTLING = 5.0
 """Seconds in which a network file system may show what another host has just written."""
 SHOWN = 6
 """Lines of a difference that an error tells."""
