@@ -272,8 +272,12 @@ def test_documents_that_were_not_split(documents):
         assert words in str(caught.value)
     data, masks = run_data("bert", documents, binary_head=False)
     assert (masks.batch(data.train, np.arange(3))["lengths"] <= 32).all()
-    data, _ = run_data("t5", documents)
-    assert "0.2 of the tokens" in data.summary()[1]
+    data, masks = run_data("t5", documents)
+    assert "0.2 of the tokens do not fit into their samples and are left out, other ones" in data.summary()[1]
+    megatron, _ = run_data("t5", documents, order="megatron")
+    assert "0.2 of the tokens do not fit into their samples and are never read" in megatron.summary()[1]
+    begins = {masks.batch(data.train, np.array([i]))["encoder_tokens"][0, :3].tobytes() for i in range(30)}
+    assert len(begins) > 10, "a long document is read from anywhere"
     assert "--split-sentences when preprocessing loses less" in data.summary()[1]
 
 

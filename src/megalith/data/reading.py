@@ -146,7 +146,9 @@ class Groups:
         if found.long and wanted.order == "megatron":
             said.append(f"{found.long:,} documents with a sentence of more than 512 tokens left out")
         if cut:
-            said.append(f"{cut / tokens:.2g} of the tokens lie behind the end of a sample and are cut off")
+            never = wanted.order == "megatron" and wanted.shape.kind != "bert"
+            fate = "are never read" if never else "are left out, other ones in each epoch"
+            said.append(f"{cut / tokens:.2g} of the tokens do not fit into their samples and {fate}")
         if cut and found.single == found.documents:
             said.append("the documents are one piece each: --split-sentences when preprocessing loses less")
         return "; ".join(said)

@@ -14,6 +14,9 @@ Two chosen spans may lie side by side: each has a sentinel (or mask) of its own,
 than sentinels, nor more than the decoder has room for (where Megatron stops with an error). With `permutation` as many
 tokens again, of other words, change places in what the encoder reads.
 
+A group with more tokens than a row has room for is cut: natively anywhere, so that everything is read in some epoch;
+Megatron's rows always begin with its first token.
+
 The algorithm is Megatron-LM's t5_dataset.py and NeMo 1.8's bart_dataset.py, in order `megatron` with their draws bit for
 bit (but for permutation, where theirs come from a generator without a seed); NeMo 1.8's BART has no [EOS] behind its
 targets, and native adds it, as NeMo did later. Knows ids. Refuses to know files and orders.
@@ -80,7 +83,7 @@ class SpanMasks:
 
     def sample(self, group: Group, order: Order, random: np.random.RandomState) -> Row:
         """One row of the arrays that the module names."""
-        tokens = group.tokens[: group.target]
+        tokens = _cut(group, order, random)
         words = Words.of(self.ids.begins(tokens, self.whole_words))
         budget = Budget.share(self.masked_lm_prob, len(tokens), group.target, order)
         if order == "megatron":  # more is drawn behind
@@ -174,6 +177,13 @@ class PrefixMasks:
             "targets": targets,
             "lengths": np.full(len(windows), targets.shape[1]),
         }
+
+
+def _cut(group: Group, order: Order, random: np.random.RandomState) -> Array:
+    """`target` tokens of a group: Megatron's are its first, so the others are never read; native begins anywhere."""
+    surplus = len(group.tokens) - group.target
+    begin = random.randint(0, surplus + 1) if surplus > 0 and order == "native" else 0
+    return group.tokens[begin : begin + group.target]
 
 
 def _stacked(rows: Sequence[Row]) -> Row:
