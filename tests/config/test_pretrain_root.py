@@ -162,12 +162,12 @@ def test_every_impossible_combination_at_once():
     found = problems(
         "model.hidden_size=100", "model.num_query_groups=5", "model.encoder_seq_length=600", "model.max_position_embeddings=512",
         "model.global_batch_size=10", "model.init_from=a", "model.resume_from_checkpoint=b", "trainer.accelerator=cpu", "trainer.devices=[1]",
-        "model.compat.padded_logits=trained", "model.data.dataloader_type=cyclic", "model.data.seq_length=5",
+        "model.data.dataloader_type=cyclic", "model.data.seq_length=5",
         "model.data.splits_string=-1,2,3",
     )  # fmt: skip
     assert set(found) == {
         "model.hidden_size", "model.num_query_groups", "model.encoder_seq_length", "model.global_batch_size",
-        "model.init_from", "trainer.devices", "model.compat.padded_logits", "model.data.dataloader_type",
+        "model.init_from", "trainer.devices", "model.data.dataloader_type",
         "model.data.seq_length", "model.data.splits_string",
     }  # fmt: skip
     assert found["model.hidden_size"][1].startswith("num_attention_heads ∈ [1, 2, 4, 5, 10, 20, 25, 50, 100]")

@@ -75,6 +75,8 @@ class GPT(nn.Module):
         if not config.share_embeddings_and_output_weights:
             self.head = OutputHead(config.vocab_size, config.padded_vocab_size, width)
         self.cross_entropy = CrossEntropy()
+        self.loss_rows = config.vocab_size
+        """Rows of the head that the loss's softmax runs over."""
 
     def forward(
         self,
@@ -124,7 +126,7 @@ class GPT(nn.Module):
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> dict[str, LossTerm]:
         """hidden (B, T, D), targets (B, T) with −1 not counted → {"lm": sum, count, weight}."""
-        total = self.cross_entropy(hidden, self.head_weight, targets, self.config.vocab_size)
+        total = self.cross_entropy(hidden, self.head_weight, targets, self.loss_rows)
         return {"lm": LossTerm(total, (targets >= 0).sum())}
 
     @property
@@ -141,6 +143,10 @@ class GPT(nn.Module):
         """Matrix products in `dtype` (None: the parameters'); the residual stream in `residual_dtype` (None: likewise)."""
         set_compute_dtype(self, dtype)
         self.residual_dtype = residual_dtype
+
+    def train_padding(self) -> None:
+        """From now on the loss's softmax runs over the rows that pad the vocabulary, too, as Megatron's does."""
+        self.loss_rows = self.config.padded_vocab_size
 
     def new_cache(self, batch: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty key-value cache for this stage's layers, where its weights are. Attention over it runs in its `dtype`.

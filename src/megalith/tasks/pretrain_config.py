@@ -65,10 +65,6 @@ class CompatConfig(Section):
         "that token itself.",
     )
 
-    def problems(self) -> Iterable[Problem]:
-        if self.padded_logits == "trained":
-            yield error("padded_logits", "trained is not built yet", "model.compat.padded_logits=cut")
-
 
 class GPTModelConfig(ModelConfig):
     """The model, its batches, its layout, and the sections data, tokenizer, optim and compat."""

@@ -197,6 +197,9 @@ def _engine(config: PretrainGPTConfig, architecture: ModelConfig, machine: Machi
         GPT, architecture, machine.topology,
         seed=model.seed, precision=precision, compile=machine.compile.on, recompute=recompute,
     )  # fmt: skip
+    if model.compat.padded_logits == "trained":
+        for stage in stages:
+            stage.train_padding()
     scaler = make_scaler(
         precision,
         constant=model.loss_scale,
