@@ -27,22 +27,46 @@ SAMPLED = {
     "tp2×pp2", "tp2+sp×pp2-interleaved", "tp2×replicate2", "tp2+sp×shard_all2", "tp2×shard_grads2",
     "pp2×shard_all2", "pp2-interleaved×shard_grads2", "pp2×replicate2", "replicate2×shard_all2",
     "pp2-zero-bubble×shard_optimizer2", "tp4",
+    "cp2", "cp4", "cp2×tp2+sp", "cp2×pp2", "cp2×replicate2", "cp2×shard_optimizer2", "cp2×shard_all2",
+    "cp2-zero2", "cp4-zero3",
 }  # fmt: skip
 OTHERS = {
-    "llama": ["tp2+sp", "pp2-interleaved", "tp2+sp×shard_all2", "tp2×pp2", "shard_grads2"],
-    "relative": ["tp2+sp", "tp4", "pp2-interleaved", "pp2-interleaved×shard_all2", "tp2×pp2", "replicate2"],
-    "probabilities": ["tp2+sp", "pp2", "shard_all2", "tp2×pp2"],
-    "recompute": ["tp2+sp×shard_all2", "pp2-interleaved", "tp2"],
-    "recompute in groups": ["tp2", "pp2", "shard_grads2"],
-    "selective": ["tp2+sp", "pp2×shard_all2"],
-    "frozen": ["tp2+sp", "pp2", "pp2-interleaved×shard_all2", "shard_all2"],
-    "micro-batch means": ["replicate2", "pp2", "tp2"],
+    "llama": [
+        "tp2+sp",
+        "pp2-interleaved",
+        "tp2+sp×shard_all2",
+        "tp2×pp2",
+        "shard_grads2",
+        "cp2×tp2+sp",
+        "cp4",
+    ],
+    "relative": [
+        "tp2+sp",
+        "tp4",
+        "pp2-interleaved",
+        "pp2-interleaved×shard_all2",
+        "tp2×pp2",
+        "replicate2",
+        "cp4",
+        "cp2×tp2",
+        "cp2×pp2-interleaved",
+        "cp2×shard_grads2",
+    ],
+    "probabilities": ["tp2+sp", "pp2", "shard_all2", "tp2×pp2", "cp2", "cp2×tp2+sp"],
+    "recompute": ["tp2+sp×shard_all2", "pp2-interleaved", "tp2", "cp2×shard_all2"],
+    "recompute in groups": ["tp2", "pp2", "shard_grads2", "cp2"],
+    "selective": ["tp2+sp", "pp2×shard_all2", "cp2", "cp2×pp2"],
+    "frozen": ["tp2+sp", "pp2", "pp2-interleaved×shard_all2", "shard_all2", "cp2-zero3"],
+    "micro-batch means": ["replicate2", "pp2", "tp2", "cp2"],
     "uneven stages": ["pp2"],
     "few micro-batches": ["pp4", "pp2×shard_all2"],
 }
 ROUNDING = {
-    "fp32": (["tp2+sp", "pp2", "replicate2", "shard_optimizer2", "shard_grads2", "shard_all2"], 1e-4),
-    "bf16": (["tp2+sp", "tp2×pp2"], 4e-2),
+    "fp32": (
+        ["tp2+sp", "pp2", "replicate2", "shard_optimizer2", "shard_grads2", "shard_all2", "cp2", "cp2-zero3"],
+        1e-4,
+    ),
+    "bf16": (["tp2+sp", "tp2×pp2", "cp2"], 4e-2),
 }
 
 
@@ -78,7 +102,7 @@ def test_every_kind_of_model(rank_pool, reference, name, layout):
     assert_parity(rank_pool, case, sizes, reference=reference(name, case))
 
 
-@pytest.mark.parametrize("layout", ["shard_all4", "tp2×shard_all2", "replicate2×shard_grads2"])
+@pytest.mark.parametrize("layout", ["shard_all4", "tp2×shard_all2", "replicate2×shard_grads2", "cp4-zero3"])
 def test_rows_that_do_not_divide(rank_pool, reference, layout):
     """A width of 18 and 6 channels a head over four shards: pieces of different sizes, and empty ones."""
     case = CASES["odd rows"]
@@ -105,19 +129,19 @@ def test_bf16_without_tensor_parallelism_differs_by_the_order_of_sums(rank_pool,
     assert found["gradient"] < 1e-5
 
 
-@pytest.mark.parametrize("layout", marked(["tp2+sp", "pp2", "tp2×shard_all2"], {"tp2+sp"}))
+@pytest.mark.parametrize("layout", marked(["tp2+sp", "pp2", "tp2×shard_all2", "cp2"], {"tp2+sp"}))
 def test_compiled_blocks_equal_eager_ones_on_one_process(rank_pool, reference, layout):
     assert_parity(rank_pool, CASES["compiled"], LAYOUTS[layout], reference=reference("gpt2", CASES["gpt2"]))
 
 
-@pytest.mark.parametrize("layout", ["replicate2", "shard_grads2", "tp2×shard_optimizer2"])
+@pytest.mark.parametrize("layout", ["replicate2", "shard_grads2", "tp2×shard_optimizer2", "cp2-zero1"])
 def test_reducing_gradients_at_the_end_changes_nothing(rank_pool, reference, layout):
     case = CASES["gpt2"]
     sizes = replace(LAYOUTS[layout], overlap=False)
     assert_parity(rank_pool, case, sizes, reference=reference("gpt2", case))
 
 
-@pytest.mark.parametrize("layout", ["shard_all2", "tp2×shard_grads2", "pp2×shard_optimizer2"])
+@pytest.mark.parametrize("layout", ["shard_all2", "tp2×shard_grads2", "pp2×shard_optimizer2", "cp2-zero3"])
 def test_shares_in_host_memory_change_nothing(rank_pool, reference, layout):
     case = CASES["gpt2"]
     sizes = replace(LAYOUTS[layout], offload=True)

@@ -23,7 +23,8 @@ ONE = Sizes()
 LAYOUTS = {**layouts(), "one": ONE}
 RING = [
     "tp2×shard_all2", "pp2-interleaved", "tp2+sp×pp2", "shard_all2", "pp2×shard_grads2", "replicate2×shard_all2",
-    "tp4+sp", "tp2×pp2-zero-bubble", "one", "tp2+sp×shard_all2", "pp4", "tp2×shard_all2",
+    "tp4+sp", "cp2×shard_all2", "tp2×pp2-zero-bubble", "cp4", "one", "cp2×tp2+sp", "tp2+sp×shard_all2", "cp2-zero1",
+    "pp4", "tp2×shard_all2",
 ]  # fmt: skip
 UNTIED_RING = [
     "tp2+sp×pp2-interleaved",
@@ -33,8 +34,8 @@ UNTIED_RING = [
     "pp2×shard_all2",
     "tp2+sp×pp2-interleaved",
 ]
-RELATIVE_RING = ["pp2-interleaved×shard_all2", "tp4", "pp2", "one", "pp2-interleaved×shard_all2"]
-FROZEN_RING = ["shard_all2", "pp2-interleaved×shard_all2", "tp2+sp", "one", "shard_all2"]
+RELATIVE_RING = ["pp2-interleaved×shard_all2", "tp4", "pp2", "cp2×pp2", "one", "pp2-interleaved×shard_all2"]
+FROZEN_RING = ["shard_all2", "cp2-zero3", "pp2-interleaved×shard_all2", "tp2+sp", "one", "shard_all2"]
 CASES = {
     "tied": (Case(model()), RING),
     "untied, grouped": (Case(model(**LLAMA, num_attention_heads=4), micro_batch=1), UNTIED_RING),
@@ -65,13 +66,13 @@ def test_around_a_ring_of_layouts(rank_pool, tmp_path, name):
 
 ODD = Case(
     model(hidden_size=18, num_attention_heads=2, ffn_hidden_size=70, num_layers=2, max_position_embeddings=6),
-    length=6,
+    length=4,
 )
 """Rows that no number of ranks divides; of six positions the last of four shards has none."""
 
 
 @pytest.mark.parametrize(
-    "layout", ["shard_all4", "tp2×shard_all2", "replicate2×shard_all2", "pp2×shard_all2"]
+    "layout", ["shard_all4", "tp2×shard_all2", "replicate2×shard_all2", "pp2×shard_all2", "cp2×shard_all2"]
 )
 def test_rows_that_do_not_divide_and_shards_without_any(rank_pool, tmp_path, layout):
     """Bit by bit: what each rank held, what lies in the files, and what other layouts hold after loading it."""

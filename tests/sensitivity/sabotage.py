@@ -17,8 +17,8 @@ from megalith.engine import batch as batches
 from megalith.engine import engine as engines
 from megalith.engine.engine import Engine
 from megalith.engine.step import Forward
-from megalith.nn.dropout import Dropout
-from megalith.parallel import apply, data, layers, tensor
+from megalith.nn.dropout import Dropout, ProbabilityDropout
+from megalith.parallel import apply, context, data, layers, tensor
 from megalith.parallel.pipeline import Pipeline
 from megalith.testing.parity import Case, Difference, compare_rank
 from megalith.topology import collectives
@@ -213,6 +213,53 @@ def evaluation_sum(patch: Patch) -> None:
 def dropout_rows(patch: Patch) -> None:
     """Every part of a sequence takes the masks of the first."""
     patch.setattr(layers.SequenceDropout, "rows", Dropout.rows)
+
+
+# -- context parallelism ----------------------------------------------------------------------------------------------
+
+
+@sabotage
+def order_of_keys(patch: Patch) -> None:
+    """Keys stay as the ranks sent them."""
+    patch.setattr(context.Chunks, "ordered", lambda self, x: x)
+
+
+@sabotage
+def places_of_tokens(patch: Patch) -> None:
+    """Every rank believes its part to be the beginning."""
+    cut = context.share_sequence
+
+    def from_zero(batch: Any, topology: Topology) -> Any:
+        here = cut(batch, topology)
+        tokens = here["tokens"]
+        return {**here, "positions": torch.arange(tokens.shape[1]).expand(tokens.shape).contiguous()}
+
+    if dist.is_initialized():
+        patch.setattr(batches, "share_sequence", from_zero)
+
+
+@sabotage
+def places_in_masks(patch: Patch) -> None:
+    """Every rank takes the masks of the beginning."""
+    patch.setattr(context.ContextDropout, "rows", Dropout.rows)
+
+
+@sabotage
+def places_of_queries(patch: Patch) -> None:
+    """Every chunk drops the probabilities of the first."""
+    forward = ProbabilityDropout.forward
+    patch.setattr(ProbabilityDropout, "forward", lambda self, x, keys, first=0: forward(self, x, keys))
+
+
+@sabotage
+def counted_on_context_ranks(patch: Patch) -> None:
+    """The targets of a sequence count once for each rank that has a part of it."""
+    count = batches.global_counts
+
+    def again(local: Any, topology: Topology) -> dict[str, int]:
+        return {name: number * topology.size("context") for name, number in count(local, topology).items()}
+
+    patch.setattr(batches, "global_counts", again)
 
 
 @sabotage

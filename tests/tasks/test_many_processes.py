@@ -17,6 +17,7 @@ from megalith.training.config import TrainerConfig
 from .nano import losses, make_corpus, pretrain, rows, steps_in
 
 EXACT = ("trainer.precision=64", "model.micro_batch_size=1")
+CP2 = ("model.context_parallel_size=2",)
 TP2_PP2 = ("model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2")
 
 
@@ -38,7 +39,7 @@ def near(left, right, limit=1e-10):
 
 @pytest.mark.parametrize(
     ("ranks", "layout"),
-    [(2, ("model.zero_stage=3",)), (2, ("model.pipeline_model_parallel_size=2",)), (4, TP2_PP2)],
+    [(2, ("model.zero_stage=3",)), (2, CP2), (2, ("model.pipeline_model_parallel_size=2",)), (4, TP2_PP2)],
     ids=str,
 )
 def test_a_run_begun_on_a_layout_ends_on_one_process(rank_pool, corpus, whole, tmp_path, ranks, layout):
@@ -67,6 +68,31 @@ def test_a_run_begun_on_one_process_goes_on_on_a_layout(rank_pool, corpus, whole
     )
     assert near(losses(tmp_path), losses(whole))
     assert 12 in steps_in(tmp_path)
+
+
+def test_a_run_goes_from_one_process_to_context_parallelism_and_back(rank_pool, corpus, whole, tmp_path):
+    """Documents that restart positions and attention, ZeRO over the context ranks, evaluation in between."""
+    masks = ("model.data.reset_position_ids=true", "model.data.reset_attention_mask=true")
+    pretrain(corpus, tmp_path / "one", *EXACT, *masks)
+    pretrain(corpus, tmp_path / "moved", *EXACT, *masks, "trainer.max_steps=4")
+    rank_pool.run(
+        pretrain,
+        2,
+        corpus,
+        tmp_path / "moved",
+        *EXACT,
+        *masks,
+        *CP2,
+        "model.zero_stage=2",
+        "trainer.max_steps=8",
+    )
+    pretrain(corpus, tmp_path / "moved", *EXACT, *masks)
+    one, moved = (losses(tmp_path / name) for name in ("one", "moved"))
+    assert near(moved, one)
+    assert not near(one, losses(whole)), "the masks change something"
+    validation = [losses(tmp_path / name, "val_loss") for name in ("one", "moved")]
+    assert validation[0]
+    assert near(*validation)
 
 
 def test_weights_of_another_run_start_a_layout(rank_pool, corpus, whole, tmp_path):

@@ -136,6 +136,16 @@ def test_the_data_parallel_size():
     assert hybrid.sizes == Sizes(shard=2, replicate=2, zero_stage=1)
 
 
+def test_context_ranks_are_few_and_the_length_is_one_that_they_can_cut():
+    made = small("model.context_parallel_size=16", "model.zero_stage=1", "trainer.devices=32")
+    assert made.sizes == Sizes(context=4, shard=2, zero_stage=1)
+    assert made.case.length == made.case.model.max_position_embeddings == 8
+    assert ("16", "4") in {(c.yours, c.here) for c in made.changes if c.key == "model.context_parallel_size"}
+    most = small_sizes(Sizes(context=2, tensor=2, pipeline=2, replicate=2, shard=2))
+    assert (most.context, most.tensor, most.pipeline, most.data) == (2, 2, 2, 1)
+    assert small("model.context_parallel_size=3", "model.encoder_seq_length=510").case.length == 12
+
+
 def test_changes_are_listed_and_nothing_else():
     made = small(f"{TENSOR}=16", "model.num_attention_heads=16", "model.vocab_size=512")
     rows = {change.key: (change.yours, change.here) for change in made.changes}

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.bias import CausalBias
 from torch.nn.attention.flex_attention import flex_attention
 
 from megalith.errors import UnsupportedError
@@ -102,9 +102,11 @@ class SDPACore(nn.Module):
             lengths = document_lengths(visibility.documents)
             if lengths is not None and worth_splitting(lengths):
                 return self.by_document(q, k, v, lengths)
-        mask = as_mask(visibility, q.shape[2], k.shape[2], q.device)
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(q.dtype)
+        mask = visibility.mask
+        if not isinstance(mask, CausalBias):
+            mask = as_mask(visibility, q.shape[2], k.shape[2], q.device)
+            if mask is not None and mask.dtype != torch.bool:
+                mask = mask.to(q.dtype)
         return self.attend(q, k, v, mask=mask)
 
     def attend(
@@ -116,10 +118,6 @@ class SDPACore(nn.Module):
         mask: torch.Tensor | None = None,
         causal: bool = False,
     ) -> torch.Tensor:
-        if (
-            causal and q.shape[2] != k.shape[2]
-        ):  # a kernel's flag would begin at the first key, not end at the last
-            mask, causal = causal_lower_right(q.shape[2], k.shape[2]), False
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
         )

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 class Visibility(NamedTuple):
-    """`mask` is (1 or B, 1 or H, T, S): bool, True where a query may look, or a float to add (−inf: may not).
+    """`mask` is (1 or B, 1 or H, T, S): bool, True where a query may look, or a float to add (−inf: may not), or the
+    triangle that a GPU's kernel knows without its numbers.
 
     `documents` (B, S): causal, and within the same number only. At most one of the four is set.
     """
@@ -69,12 +71,16 @@ class Lookback(nn.Module):
 
 
 def causal_visibility(queries: int, keys: int, device: torch.device) -> Visibility:
-    """The last `queries` of `keys` tokens, each looking at itself and back: a mask only where no kernel can do without."""
-    if queries == 1 < keys:
-        return Visibility()
-    if queries == keys or device.type == "cuda":
+    """The last `queries` of `keys` tokens, each looking at itself and back."""
+    if queries == keys:
         return Visibility(causal=True)
-    return Visibility(mask=triangle(queries, keys, device))
+    if queries == 1:
+        return Visibility()
+    if device.type == "cuda":
+        return Visibility(mask=causal_lower_right(queries, keys))
+    # Numbers, of which all layers keep one tensor for their backward; of a bool mask a kernel makes its own in each.
+    hidden = ~triangle(queries, keys, device)
+    return Visibility(mask=torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf")))
 
 
 def triangle(queries: int, keys: int, device: torch.device) -> torch.Tensor:
@@ -116,12 +122,14 @@ def document_blocks(documents: torch.Tensor, queries: int) -> BlockMask:
 def with_bias(visibility: Visibility, bias: torch.Tensor) -> Visibility:
     """Folds an additive bias (1, H, T, S) into the mask, since a kernel takes one of both."""
     mask = as_mask(visibility, bias.shape[-2], bias.shape[-1], bias.device)
-    return Visibility(mask=bias if mask is None else bias.masked_fill(~mask, float("-inf")))
+    if mask is None or mask.dtype != torch.bool:
+        return Visibility(mask=bias if mask is None else bias + mask)
+    return Visibility(mask=bias.masked_fill(~mask, float("-inf")))
 
 
 def as_mask(visibility: Visibility, queries: int, keys: int, device: torch.device) -> torch.Tensor | None:
     """Any form but blocks as a mask tensor; None when every query may look at every key."""
-    if visibility.causal:
+    if visibility.causal or isinstance(visibility.mask, CausalBias):
         return triangle(queries, keys, device)
     if visibility.documents is not None:
         return document_mask(visibility.documents, queries)

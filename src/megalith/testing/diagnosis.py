@@ -50,7 +50,7 @@ def diagnose(differences: Sequence[Difference], sizes: Sizes, tolerance: float =
     }
     if first["counts"]:
         return Cause(
-            "counts", "the number of targets is not summed over the data ranks before the first forward"
+            "counts", "the number of targets of the data ranks, each counted once, before the first forward"
         )
     if first["initial"]:
         return Cause("initial", "the initial weights of a rank are not its slice of the whole model's")
@@ -75,6 +75,10 @@ def _forward(sizes: Sizes) -> Cause:
     if sizes.tensor > 1:
         parts.append(
             "a sum or gather over the tensor ranks in a layer, in the token table or in the cross entropy"
+        )
+    if sizes.context > 1:
+        parts.append(
+            "the keys and values gathered over the context ranks, their order, and which tokens a rank has"
         )
     if sizes.pipeline > 1:
         parts.append("which layers a stage has, and what passes between stages")
@@ -107,7 +111,7 @@ def _gradients(
             "tied", "the tied token table: the first and the last stage do not add up their gradients"
         )
     if all(name.startswith("relative_bias") for name in names):
-        text = "the relative bias: its gradient is not summed over the stages that share it, or over the data ranks"
+        text = "the relative bias: its gradient is not summed over the stages that share it, or over the data and context ranks"
         return Cause("relative bias", text)
     if sizes.tensor > 1 and all(PARTS_OF_A_SEQUENCE.search(name) for name in names):
         text = "sequence parallelism: gradients of what sees a part of the sequence are not summed over the tensor ranks"
@@ -116,15 +120,28 @@ def _gradients(
 
 
 def _division(factor: float, sizes: Sizes) -> Cause:
-    averaged = sizes.data > 1 and math.isclose(factor, 1 / sizes.data, rel_tol=1e-5)
-    how = "averaged instead of summed over the data ranks" if averaged else "divided twice, or not at all"
+    averaged = sizes.copies > 1 and math.isclose(factor, 1 / sizes.copies, rel_tol=1e-5)
+    how = (
+        f"averaged instead of summed over the {_copies(sizes)} ranks"
+        if averaged
+        else "divided twice, or not at all"
+    )
     return Cause("division", f"a division: every gradient is {factor:.6g} times what it should be: {how}")
+
+
+def _copies(sizes: Sizes) -> str:
+    """The axes over which a gradient is summed."""
+    return " and ".join(axis for axis in ("data", "context") if getattr(sizes, axis) > 1)
 
 
 def _backward(names: Sequence[str], *, all_of_them: bool, sizes: Sizes) -> Cause:
     parts = []
-    if sizes.data > 1 and all_of_them:
-        parts.append("gradients not summed over the data ranks, or not those of all micro-batches")
+    if sizes.copies > 1 and all_of_them:
+        parts.append(
+            f"gradients not summed over the {_copies(sizes)} ranks, or not those of all micro-batches"
+        )
+    if sizes.context > 1:
+        parts.append("gradients of keys and values not summed over the context ranks")
     if sizes.tensor > 1:
         parts.append(
             "a gradient not summed over the tensor ranks where it leaves a parallel region (copy, gather)"

@@ -66,7 +66,7 @@ def miniature(config: PretrainGPTConfig) -> Miniature:
         model=model,
         micro_batch=min(config.model.micro_batch_size, 2),
         micro_batches=sizes.data * math.ceil(4 / sizes.pipeline) * sizes.pipeline,
-        length=_multiple(LENGTH, sizes.tensor),
+        length=_length(sizes),
         compile=_compiled(config.model),
         recompute=small_recompute(config.model, asked, model.num_layers // sizes.stages),
         reset=_reset(config.model),
@@ -127,13 +127,18 @@ def small_sizes(asked: Sizes) -> Sizes:
     sizes = replace(
         asked,
         tensor=min(asked.tensor, 4),
+        context=min(asked.context, 4),
         pipeline=min(asked.pipeline, 4),
         virtual_pipeline=min(asked.virtual_pipeline, 2),
         offload=False,
     )
     while sizes.world > MOST_PROCESSES:
-        large = [axis for axis in ("replicate", "shard", "pipeline", "tensor") if getattr(sizes, axis) > 2]
-        axis = large[0] if large else "replicate"
+        large = [
+            axis
+            for axis in ("replicate", "shard", "context", "pipeline", "tensor")
+            if getattr(sizes, axis) > 2
+        ]
+        axis = large[0] if large else "replicate" if sizes.replicate > 1 else "shard"
         smaller = 4 if getattr(sizes, axis) > 4 else 2
         sizes = replace(sizes, **{axis: smaller if large else 1})
     return replace(sizes, layers=_stage_layers(asked, sizes))
@@ -166,7 +171,7 @@ def small_model(model: GPTModelConfig, asked: Sizes, sizes: Sizes) -> ModelConfi
         model.kv_channels is not None and model.kv_channels * model.num_attention_heads != model.hidden_size
     )
     width = heads * channels
-    length = _multiple(LENGTH, sizes.tensor)
+    length = _length(sizes)
     buckets = min(model.relative_attention_num_buckets, 8)
     chosen: dict[str, Any] = {
         "vocab_size": _vocabulary(model, sizes.tensor),
@@ -187,6 +192,11 @@ def small_model(model: GPTModelConfig, asked: Sizes, sizes: Sizes) -> ModelConfi
     }
     kept = {name: getattr(model, name) for name in ModelConfig.model_fields}
     return ModelConfig(**{**kept, **chosen})
+
+
+def _length(sizes: Sizes) -> int:
+    """Tokens that tensor ranks can share, and context ranks cut into two chunks each."""
+    return _multiple(LENGTH, math.lcm(2, sizes.tensor) * sizes.context)
 
 
 def _layers(layers: int, asked: Sizes, sizes: Sizes) -> int:
@@ -279,6 +289,7 @@ def _layout(model: GPTModelConfig, asked: Sizes, sizes: Sizes) -> Iterator[tuple
     yield "model.tensor_model_parallel_size", asked.tensor, sizes.tensor
     yield "model.pipeline_model_parallel_size", asked.pipeline, sizes.pipeline
     yield "model.virtual_pipeline_model_parallel_size", asked.virtual_pipeline, sizes.virtual_pipeline
+    yield "model.context_parallel_size", asked.context, sizes.context
     yield "model.pipeline_layers", _listed(asked.layers), _listed(sizes.layers)
     yield "data-parallel size", asked.data, sizes.data
     yield "model.zero_shard_size", asked.shard, sizes.shard
