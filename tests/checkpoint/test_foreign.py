@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from megalith.checkpoint.foreign import find, load, open_foreign, recognise
+from megalith.checkpoint.formats.foreign import padding
 from megalith.checkpoint.formats.huggingface_config import read_config
 from megalith.checkpoint.formats.huggingface_export import write_config
+from megalith.checkpoint.formats.megatron_args import Facts, settle
+from megalith.checkpoint.formats.megatron_shapes import Seen
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
 from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig, effective
+from megalith.models.presets import get
 from tests.checkpoint.foreign_files import (
     GPT2_LIKE,
     LLAMA_LIKE,
@@ -299,3 +303,33 @@ def test_weights_are_cast_to_what_waits_for_them(tmp_path, llama):
     load(foreign, tensors)
     for name, parameter in llama.named_parameters():
         assert torch.equal(tensors[f"model.{name}"], parameter.float()), name
+
+
+def test_heads_of_the_released_345m_are_known():
+    """Its file says nothing of itself; 24 layers of width 1024 with 1024 positions were published with 16 heads."""
+    seen = Seen(
+        layers=24, width=1024, rows=50304, positions=1024, ffn=4096, query_key_value=3072,
+        gated=False, bias=True, qkv_bias=True, norm_bias=True, output=False,
+    )  # fmt: skip
+    facts = settle(Facts({}, ""), seen, where="here")
+    config = ModelConfig(**facts.fields, vocab_size=50257, make_vocab_size_divisible_by=padding(50257, 50304))
+    assert effective(config) == effective(get("gpt2-345m"))
+    assert facts.origins["num_attention_heads"] == "the released 345M model of this shape"
+
+
+@pytest.mark.parametrize(
+    ("args", "activation"),
+    [
+        ({}, "gelu_tanh"),
+        ({"bias_gelu_fusion": True, "onnx_safe": True}, "gelu_tanh"),
+        ({"bias_gelu_fusion": False, "openai_gelu": True}, "gelu_tanh"),
+        ({"bias_gelu_fusion": False, "onnx_safe": True}, "gelu_erf"),
+        ({"bias_gelu_fusion": False}, "gelu_erf"),
+        ({"openai_gelu": False}, "gelu_erf"),
+        ({"squared_relu": True}, "squared_relu"),
+    ],
+)
+def test_the_form_of_gelu_is_what_the_arguments_ran(tmp_path, gpt2, args, activation):
+    said = {k: v for k, v in arguments(gpt2.config, 1, 1).items() if k not in ("bias_gelu_fusion", "swiglu")}
+    foreign = open_foreign(megatron(tmp_path, gpt2, args=said | args))
+    assert foreign.config.activation == activation

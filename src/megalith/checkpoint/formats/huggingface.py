@@ -74,8 +74,8 @@ def find_tokenizer(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
         return folder, ()
     if (folder / "tokenizer.model").is_file():
         return None, (
-            "its tokenizer is a tokenizer.model, which this version cannot read: the weights load without it "
-            "(a tokenizer.json beside it, or --tokenizer, is taken)",
+            "its tokenizer is a tokenizer.model alone, to which transformers adds what that file does not say: the weights "
+            "load without it (a tokenizer.json beside it, or --tokenizer, is taken)",
         )
     return None, ()
 
