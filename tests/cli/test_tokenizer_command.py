@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -132,6 +133,15 @@ def test_inspect(megalith, folder):
             "did you mean GPT2BPE",
         ),
         (["encode", "--tokenizer", "{base}/made", "--tokenizer-type", "NullTokenizer"], "not built yet"),
+        (
+            ["train", "--input", "{base}/x.txt", "--output", "{base}/o", "--type", "bert"],
+            "one of bpe, wordpiece",
+        ),
+        (
+            ["train", "--input", "{base}/x.txt", "--output", "{base}/o", "--cased"],
+            "only wordpiece has two cases",
+        ),
+        (["inspect", "--tokenizer-type", "megatron-bert-cased"], "needs vocab_file"),
         (["encode", "--tokenizer", "{base}/made", "--text", "x", "--file", "y"], "both --text and --file"),
         (["encode", "--tokenizer", "{base}/made", "--file", "{base}/nowhere"], "cannot be read"),
         (["encode", "--tokenizer", "{base}/made", "--file", "{base}"], "cannot be read"),
@@ -162,3 +172,18 @@ def test_help_has_an_example(megalith, command):
     code, out, _ = megalith("tokenizer", command, "--help")
     assert code == 0
     assert f"megalith tokenizer {command}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece-unigram"])
+def test_tokenizers_of_bert_and_t5(megalith, tmp_path, kind):
+    (tmp_path / "c.txt").write_text("The cat sat on the mat.\nOver and over again, the dog ran.\n" * 40)
+    made = tmp_path / "made"
+    arguments = ("tokenizer", "train", "--input", tmp_path / "c.txt", "--output", made, "--type", kind)
+    code, out, _ = megalith(*arguments, "--vocab-size", "90")
+    assert code == 0
+    assert str(made / {"wordpiece": "vocab.txt"}.get(kind, "tokenizer.model")) in out.replace("\n", "")
+    shown = json.loads(megalith("tokenizer", "inspect", made, "--vocab-extra-ids", "10", "--json")[1])
+    assert len(shown["sentinels"]) == 10
+    assert shown["special_tokens"]["mask"][0] == {"wordpiece": "[MASK]"}.get(kind, "<MASK>")
+    out = megalith("tokenizer", "inspect", made, "--vocab-extra-ids", "10")[1]
+    assert re.search(r"sentinels +10: <extra_id_0> \(\d+\) to <extra_id_9>", out)

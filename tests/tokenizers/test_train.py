@@ -1,12 +1,21 @@
-"""Training a byte-level BPE: deterministic, both forms written, limits named."""
+"""Training: deterministic, every customary file written, limits named."""
 
 import json
+from functools import partial
 
 import pytest
+import sentencepiece
 
 from megalith.errors import DataError
-from megalith.tokenizers.load import gpt2_tokenizer
-from megalith.tokenizers.train import TrainingOptions, train_bpe, write_trained
+from megalith.tokenizers.load import gpt2_tokenizer, load_tokenizer
+from megalith.tokenizers.names import TokenizerFiles
+from megalith.tokenizers.train import (
+    TrainingOptions,
+    train_bpe,
+    train_sentence_piece,
+    train_word_piece,
+    write_trained,
+)
 
 TEXTS = ["low lower lowest\n", "new newer newest\n", "wide wider widest\n"] * 30
 
@@ -74,3 +83,50 @@ def test_limits(options, message):
 
 def test_without_end_of_text_there_is_no_eod():
     assert train_bpe(TEXTS, TrainingOptions(300, special_tokens=())).eod is None
+
+
+@pytest.mark.parametrize("kind", ["BertWordPieceLowerCase", "BertWordPieceCase"])
+def test_word_piece_files_are_berts(tmp_path, kind):
+    texts = ["Low lower LOWEST", "new, newer newest!", "wide wider widest"] * 30
+    trained = train_word_piece(texts, TrainingOptions(80, special_tokens=("[X]",)), type=kind)
+    files = write_trained(trained, tmp_path)
+    assert sorted(path.name for path in files) == sorted(path.name for path in tmp_path.iterdir())
+    pieces = (tmp_path / "vocab.txt").read_text().splitlines()
+    assert pieces[:6] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[X]"]
+    assert trained.vocab_size == len(pieces) + 2 <= 82
+    assert ("L" in pieces) == (kind == "BertWordPieceCase")
+    theirs = load_tokenizer(TokenizerFiles(type=kind, vocab_file=str(tmp_path / "vocab.txt")))
+    for loaded in (theirs, load_tokenizer(tmp_path)):
+        assert loaded.hash() == trained.hash()
+        assert loaded.encode("Lower, newest wide") == trained.encode("Lower, newest wide")
+    assert trained.unk not in trained.encode("Lower, newest wide!")
+    again = train_word_piece(iter(texts), TrainingOptions(80, special_tokens=("[X]",)), type=kind)
+    assert again.hash() == trained.hash()
+
+
+def test_sentence_piece_is_the_librarys_file_with_t5s_ids(tmp_path):
+    texts = ["low lower lowest\n\nnew newer newest", "wide wider widest"] * 30
+    trained = train_sentence_piece(texts, TrainingOptions(40, special_tokens=("<x>",)))
+    files = write_trained(trained, tmp_path)
+    assert sorted(path.name for path in files) == sorted(path.name for path in tmp_path.iterdir())
+    assert (trained.pad, trained.eos, trained.unk) == (0, 1, 2)
+    assert "<x>" in trained.vocabulary
+    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert library.encode("newer low") == trained.encode("newer low")
+    assert load_tokenizer(tmp_path).hash() == trained.hash()
+    assert (
+        train_sentence_piece(iter(texts), TrainingOptions(40, special_tokens=("<x>",))).hash()
+        == trained.hash()
+    )
+
+
+def test_limits_of_the_other_types():
+    for train in (train_sentence_piece, partial(train_word_piece, type="BertWordPieceCase")):
+        with pytest.raises(DataError, match="2 is too small"):
+            train(TEXTS, TrainingOptions(2, special_tokens=()))
+        with pytest.raises(DataError, match="given twice"):
+            train(TEXTS, TrainingOptions(90, special_tokens=("a", "a")))
+    with pytest.raises(DataError, match="no text was found"):
+        train_sentence_piece(["", " \n"], TrainingOptions(90, special_tokens=()))
+    with pytest.raises(DataError, match="SentencePiece cannot learn from this text"):
+        train_sentence_piece(["abcdefgh ijklmnop"], TrainingOptions(6, special_tokens=()))

@@ -1,8 +1,8 @@
-"""`megalith tokenizer train|encode|inspect`: make a byte-level BPE, try a tokenizer, look into it."""
+"""`megalith tokenizer train|encode|inspect`: make a tokenizer, try a tokenizer, look into it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from megalith.data.texts import Tally
-    from megalith.tokenizers.bpe import DefinedTokenizer
     from megalith.tokenizers.load import LoadedTokenizer
     from megalith.tokenizers.names import TokenizerFiles
     from megalith.tokenizers.train import TrainingOptions
@@ -78,13 +77,20 @@ def train(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="folder to write")],
+    kind: Annotated[
+        str,
+        typer.Option("--type", help="bpe (for GPT), wordpiece (for BERT) or sentencepiece-unigram (for T5)"),
+    ] = "bpe",
+    cased: Annotated[
+        bool, typer.Option("--cased", help="wordpiece: tell capital letters from small")
+    ] = False,
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="entries, special tokens included")] = 50257,
     min_frequency: Annotated[
         int, typer.Option("--min-frequency", help="how often a pair must occur to be merged")
     ] = 2,
     special_tokens: Annotated[
         list[str] | None,
-        typer.Option("--special-token", help="may be repeated; default: <|endoftext|>"),
+        typer.Option("--special-token", help="may be repeated; default for bpe: <|endoftext|>"),
     ] = None,
     json_key: Annotated[
         str, typer.Option("--json-key", "--json-keys", help="where a JSON line has its text")
@@ -93,7 +99,7 @@ def train(
         float | None, typer.Option("--max-megabytes", help="stop reading after so much text")
     ] = None,
 ) -> None:
-    """Learns a byte-level BPE (GPT-2's scheme) from text and writes tokenizer.json, vocab.json and merges.txt.
+    """Learns a tokenizer from text and writes its files: tokenizer.json with GPT-2's or BERT's own, or tokenizer.model.
 
     Example: megalith tokenizer train --input corpus.jsonl --vocab-size 32000 --output tokenizer
     """
@@ -105,11 +111,13 @@ def train(
     from megalith.data.texts import Tally, read_texts
     from megalith.errors import DataError
     from megalith.tokenizers.base import END_OF_TEXT
-    from megalith.tokenizers.train import TrainingOptions, train_bpe, write_trained
+    from megalith.tokenizers.train import TrainingOptions, write_trained
 
     console = Console(stderr=True)
-    options = TrainingOptions(vocab_size, min_frequency, tuple(special_tokens or [END_OF_TEXT]))
-    options.check()
+    learn = _learner(kind, cased)
+    options = TrainingOptions(
+        vocab_size, min_frequency, tuple(special_tokens or ([END_OF_TEXT] if kind == "bpe" else []))
+    )
     if output.exists() and not output.is_dir():
         raise DataError(
             "cannot be written: a file, not a folder", where=str(output), fix="choose another folder"
@@ -119,7 +127,7 @@ def train(
     sources = find_sources(inputs)
     slow = sum(source.size for source in sources) > WORTH_A_BAR
     texts = read_texts(sources, json_key, tally, max_bytes=limit)
-    tokenizer = train_bpe(texts, options, progress=slow and console.is_terminal)
+    tokenizer = learn(texts, options, slow and console.is_terminal)
     if not tally.bytes:
         raise DataError(
             f"no text was found under the key {json_key!r}" if tally.bad_lines else "no text was found",
@@ -129,6 +137,25 @@ def train(
     files = write_trained(tokenizer, output)
     _print_rows(_trained(tokenizer, tally, files, time.perf_counter() - started))
     _tell_shortfall(console, tally, tokenizer.vocab_size, options, json_key)
+
+
+def _learner(kind: str, cased: bool) -> Callable[[Iterable[str], TrainingOptions, bool], LoadedTokenizer]:
+    """The function of a `--type`: texts, options, whether to show bars."""
+    from megalith.errors import DataError
+    from megalith.tokenizers.names import WORD_PIECE_CASE, WORD_PIECE_LOWER
+    from megalith.tokenizers.train import train_bpe, train_sentence_piece, train_word_piece
+
+    if cased and kind != "wordpiece":
+        raise DataError("only wordpiece has two cases", where="--cased", fix="leave it out")
+    case = WORD_PIECE_CASE if cased else WORD_PIECE_LOWER
+    learners: dict[str, Callable[[Iterable[str], TrainingOptions, bool], LoadedTokenizer]] = {
+        "bpe": lambda texts, options, bars: train_bpe(texts, options, progress=bars),
+        "wordpiece": lambda texts, options, bars: train_word_piece(texts, options, type=case, progress=bars),
+        "sentencepiece-unigram": lambda texts, options, bars: train_sentence_piece(texts, options),
+    }
+    if kind not in learners:
+        raise DataError(f"unknown type {kind!r}", where="--type", fix="one of " + ", ".join(learners))
+    return learners[kind]
 
 
 def _tell_shortfall(
@@ -141,17 +168,17 @@ def _tell_shortfall(
         )
     if entries < options.vocab_size:
         console.print(
-            f"fewer than the {options.vocab_size:,} entries asked for: no other pair occurs {options.min_frequency} times",
+            f"fewer than the {options.vocab_size:,} entries asked for: nothing else occurs often enough",
             style="yellow",
         )
 
 
 def _trained(
-    tokenizer: DefinedTokenizer, tally: Tally, files: Sequence[Path], seconds: float
+    tokenizer: LoadedTokenizer, tally: Tally, files: Sequence[Path], seconds: float
 ) -> dict[str, str]:
     return {
         "text": f"{tally.bytes / 1e6:,.1f} MB in {tally.documents:,} documents",
-        "vocabulary": f"{tokenizer.vocab_size:,} entries, {len(tokenizer.definition['model']['merges']):,} merges",
+        "vocabulary": f"{tokenizer.vocab_size:,} entries",
         "time": f"{seconds:.1f} s",
         "written": ", ".join(str(path) for path in files),
         "hash": tokenizer.hash(),

@@ -98,7 +98,6 @@ def _load_word_piece(
     return word_piece_tokenizer(
         Path(config.vocab_file),
         type=type,
-        lowercase=type == WORD_PIECE_LOWER,
         extra_ids=extra_ids,
         roles=overrides,
     )

@@ -145,8 +145,22 @@ def sentence_piece_tokenizer(
     """Megatron's SentencePieceTokenizer, or (`megatron` False) GPTSentencePieceTokenizer: the model's ids alone, its eos
     ends a document.
     """
-    model = read_model(path)
-    own = _own_roles(_parsed(model, str(path)))
+    return from_model(
+        read_model(path), type=type, megatron=megatron, extra_ids=extra_ids, roles=roles, where=str(path)
+    )
+
+
+def from_model(
+    model: bytes,
+    *,
+    type: str,
+    megatron: bool = True,
+    extra_ids: int = 0,
+    roles: Mapping[str, str] | None = None,
+    where: str,
+) -> SentencePieceTokenizer:
+    """The tokenizer of a model's bytes, with Megatron's additions behind its pieces if `megatron`."""
+    own = _own_roles(_parsed(model, where))
     if megatron:
         filled = {**MEGATRON_ROLES, **_OWN_ROLES, **own}
         added = [*MEGATRON_ROLES.values(), *(filled[role] for role in _OWN_ROLES)]
@@ -157,7 +171,7 @@ def sentence_piece_tokenizer(
         {**filled, **(roles or {})},
         added=[*added, *map(sentinel, range(extra_ids))],
         type=type,
-        where=str(path),
+        where=where,
     )
     tokenizer.check()
     return tokenizer

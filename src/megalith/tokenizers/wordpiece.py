@@ -14,6 +14,7 @@ from megalith.errors import DataError
 from megalith.tokenizers.base import sentinel
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.definition import Definition, read_text, special_token, with_special_tokens
+from megalith.tokenizers.names import WORD_PIECE_LOWER
 
 UNKNOWN = "[UNK]"
 BERT_ROLES = {"pad": "[PAD]", "unk": UNKNOWN, "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -51,17 +52,27 @@ def word_piece_tokenizer(
     vocab_file: Path,
     *,
     type: str,
-    lowercase: bool,
     extra_ids: int = 0,
     roles: Mapping[str, str] | None = None,
 ) -> DefinedTokenizer:
     """Megatron's BertWordPieceLowerCase or BertWordPieceCase of a vocab.txt."""
     vocab_file = vocab_file.expanduser()
-    vocabulary = read_vocabulary(vocab_file)
-    definition = word_piece_definition(vocabulary, lowercase=lowercase)
+    found = from_vocabulary(
+        read_vocabulary(vocab_file), type=type, extra_ids=extra_ids, where=str(vocab_file)
+    )
+    return DefinedTokenizer(
+        found.definition, {**found.roles, **(roles or {})}, type=type, where=str(vocab_file)
+    )
+
+
+def from_vocabulary(
+    vocabulary: Mapping[str, int], *, type: str, extra_ids: int = 0, where: str
+) -> DefinedTokenizer:
+    """The tokenizer of pieces and ids, with Megatron's additions behind them."""
+    definition = word_piece_definition(vocabulary, lowercase=type == WORD_PIECE_LOWER)
     added = [*MEGATRON_ROLES.values(), *map(sentinel, range(extra_ids))]
-    filled = {**BERT_ROLES, **MEGATRON_ROLES, **(roles or {})}
-    return DefinedTokenizer(with_special_tokens(definition, added), filled, type=type, where=str(vocab_file))
+    roles = {**BERT_ROLES, **MEGATRON_ROLES}
+    return DefinedTokenizer(with_special_tokens(definition, added), roles, type=type, where=where)
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
