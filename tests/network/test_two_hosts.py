@@ -94,11 +94,11 @@ class Job:
         self.until(lambda: all(self.agents[host].poll() is not None for host in names))
         return [self.agents[host].returncode for host in names]
 
-    def check(self, whole: dict[int, float]) -> None:
+    def check(self, whole: dict[int, float], limit: float = 1e-10) -> None:
         """Every step is there once, with the loss of the run that was not stopped."""
         found = losses(self.folder / "run")
         assert found.keys() == whole.keys()
-        assert all(abs(found[step] - whole[step]) < 1e-10 for step in whole)
+        assert all(abs(found[step] - whole[step]) < limit for step in whole)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_run_grows_and_shrinks_with_its_hosts(job, corpus, tmp_path):
     job.hosts.kill("b", agent=True)
     assert job.end("a") == [0], job.said("a")
     assert "processes  2: tensor 2" in job.said("a").partition("processes  4")[2]
-    job.check(whole)
+    job.check(whole, 1e-6)  # rounding grows with the steps: 4e-8 in 300 of them without any stop
 
 
 @pytest.mark.slow
