@@ -333,3 +333,26 @@ def test_the_form_of_gelu_is_what_the_arguments_ran(tmp_path, gpt2, args, activa
     said = {k: v for k, v in arguments(gpt2.config, 1, 1).items() if k not in ("bias_gelu_fusion", "swiglu")}
     foreign = open_foreign(megatron(tmp_path, gpt2, args=said | args))
     assert foreign.config.activation == activation
+
+
+def test_a_tokenizer_that_the_table_was_not_padded_for_is_doubted(tmp_path):
+    megatron(tmp_path, random_model(ModelConfig(**GPT2_LIKE | {"vocab_size": 200})))
+    (notice,) = open_foreign(tmp_path, vocab_size=29).notices
+    assert "its table of 200 rows is not what 29 tokens are padded to" in notice
+    assert open_foreign(tmp_path, vocab_size=199).notices == ()
+    assert (padding(50257, 50304), padding(50257, 51200), padding(32000, 50304)) == (128, 1024, None)
+
+
+def test_numbers_that_need_scales_are_refused(tmp_path, gpt2):
+    hugging_face(tmp_path, gpt2)
+    file = tmp_path / "model.safetensors"
+    tensors = {lazy.name: lazy.read() for lazy in open_tensors(file)}
+    tensors["transformer.h.0.mlp.c_fc.weight"] = tensors["transformer.h.0.mlp.c_fc.weight"].to(torch.int8)
+    file.unlink()
+    write_tensors(file, tensors)
+    assert "wrong dtype: transformer.h.0.mlp.c_fc.weight: torch.int8" in refusal(tmp_path)
+
+
+def test_a_path_that_cannot_be_one():
+    with pytest.raises(CheckpointError, match="is no path"):
+        find("a\0b")

@@ -51,20 +51,29 @@ def find(path: str | Path) -> Found:
 
     Errors: `CheckpointError` with near names, or with what is there instead and what could be.
     """
-    given = Path(path).expanduser()
-    if not (given / MANIFEST).exists():
-        for kind, locate in _FORMATS:
-            if (folder := locate(given)) is not None:
-                return Found(kind, folder)
-    return Found(NATIVE, resolve(path))
+    return _look(path) or Found(NATIVE, resolve(path))
 
 
 def recognise(path: str | Path) -> str | None:
     """The format of another program that a file or folder is in, by its content; None for our own and for anything else."""
+    found = _look(path)
+    return None if found is None else found.kind
+
+
+def _look(path: str | Path) -> Found | None:
     given = Path(path).expanduser()
-    if (given / MANIFEST).exists():
-        return None
-    return next((kind for kind, locate in _FORMATS if locate(given) is not None), None)
+    if "\0" in str(given):
+        raise CheckpointError("is no path", where=repr(str(path)))
+    try:
+        if (given / MANIFEST).exists():
+            return None
+        for kind, locate in _FORMATS:
+            if (folder := locate(given)) is not None:
+                return Found(kind, folder)
+    except OSError as error:
+        what = f"cannot be looked into ({error.strerror or error})"
+        raise CheckpointError(what, where=str(given), fix="see that you may read it") from None
+    return None
 
 
 def open_foreign(

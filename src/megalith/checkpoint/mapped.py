@@ -25,6 +25,8 @@ from megalith.errors import CheckpointError
 
 Parts = tuple[Lazy, ...]
 """A foreign tensor: one for each tensor-parallel rank of its file, in their order; a tensor that is whole is the only one."""
+WEIGHTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Narrower ones mean something only with scales that lie elsewhere."""
 SHOWN = 8
 """Names listed at most of each side in an error."""
 
@@ -144,12 +146,18 @@ def natives(
         used.update(bound.foreign, bound.copies)
         absent = [name for name in bound.foreign if name not in foreign]
         missing += absent
+        wrong += [
+            f"wrong dtype: {name}: {lazy.dtype} is no form that weights are read from"
+            for name in bound.foreign
+            for lazy in foreign.get(name, ())[:1]
+            if lazy.dtype not in WEIGHTS
+        ]
         if not absent:
             for mapped in _mapped(bound, foreign, shapes, heads):
                 made[mapped.name] = mapped
                 if mapped.shape != shapes[mapped.name]:
                     wrong.append(
-                        f"{', '.join(bound.foreign)}: makes {mapped.name} {_size(mapped.shape)}, "
+                        f"wrong shape: {', '.join(bound.foreign)}: makes {mapped.name} {_size(mapped.shape)}, "
                         f"by the configuration it is {list(shapes[mapped.name])}"
                     )
     left = [name for name in foreign if name not in used and not _ignored(table, name)]
@@ -164,18 +172,23 @@ def _mapped(
     rule = bound.rule
     count = 1 if rule.cut is None else max(len(foreign[name]) for name in bound.foreign)
     parts = tuple(tuple(foreign[name][i] for name in bound.foreign) for i in range(count))
-    try:
-        made = [rule.step.inward([_bare(lazy) for lazy in part], heads) for part in parts]
-    except (RuntimeError, ValueError):
-        made = []
     for i, name in enumerate(bound.native):
-        pieces = [tuple(tensors[i].shape) for tensors in made]
-        places = _places(pieces, rule.cut)
+        places = _places_of(bound, parts, i, heads)
         shape = tuple(stop for _, stop in places[-1]) if places else (-1,)
-        fits = places and all(place[1:] == places[0][1:] or rule.cut == 1 for place in places)
-        if rule.padded and fits and shape[1:] == shapes[name][1:]:
+        fits = all(place[1:] == places[0][1:] or rule.cut == 1 for place in places)
+        if rule.padded and fits and places and shape[1:] == shapes[name][1:]:
             shape = shapes[name]
         yield Mapped(name, parts[0][0].dtype, shape if fits else (-1,), bound, parts, places, heads)
+
+
+def _places_of(bound: Bound, parts: Sequence[Sequence[Lazy]], index: int, heads: Heads) -> tuple[Slice, ...]:
+    """Where the parts of a native tensor lie, by running the step without memory; empty where it cannot be run."""
+    rule = bound.rule
+    try:
+        made = [rule.step.inward([_bare(lazy) for lazy in part], heads)[index] for part in parts]
+        return _places([tuple(tensor.shape) for tensor in made], rule.cut)
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError):
+        return ()
 
 
 def _places(pieces: Sequence[tuple[int, ...]], cut: int | None) -> tuple[Slice, ...]:
@@ -213,9 +226,9 @@ def _misfit(
         lines.append(f"not known: {name}" + (f" (as {near[0]}?)" if near else ""))
     if len(left) > SHOWN:
         lines.append(f"and {len(left) - SHOWN} more are not known")
-    lines += [f"wrong shape: {line}" for line in wrong[:SHOWN]]
+    lines += wrong[:SHOWN]
     if len(wrong) > SHOWN:
-        lines.append(f"and {len(wrong) - SHOWN} more have wrong shapes")
+        lines.append(f"and {len(wrong) - SHOWN} more are wrong")
     fix = "its files are incomplete, or its configuration tells of another model"
     return CheckpointError("\n    ".join(lines), where=where, fix=fix)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.mapped import Mapped, Parts, natives
 from megalith.checkpoint.mapping import Heads, Table
 from megalith.errors import CheckpointError
@@ -42,7 +41,6 @@ class Foreign:
     state: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
-    optimizer: Mapping[str, Lazy] | None = None
 
     @cached_property
     def tensors(self) -> Mapping[str, Mapped]:
@@ -82,6 +80,9 @@ def heads_of(config: ModelConfig) -> Heads:
     return Heads(config.head_dim, config.num_attention_heads // config.kv_heads)
 
 
-def padding(vocabulary: int, rows: int) -> int:
-    """What `vocabulary` tokens were padded to a multiple of when their table has `rows` rows; 128 where nothing fits."""
-    return next((d for d in DIVISORS if -(-vocabulary // d) * d == rows), DIVISORS[0])
+def padding(vocabulary: int, rows: int, *own: int) -> int | None:
+    """What `vocabulary` tokens were padded to a multiple of when their table has `rows` rows; None where nothing fits.
+
+    `own`: numbers that the checkpoint itself names.
+    """
+    return next((d for d in (*DIVISORS, *own) if d > 0 and -(-vocabulary // d) * d == rows), None)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megalith.checkpoint.formats.foreign import Foreign, padding
+from megalith.checkpoint.formats.foreign import DIVISORS, Foreign, padding
 from megalith.checkpoint.formats.huggingface import find_tokenizer
 from megalith.checkpoint.formats.megatron_args import Facts, read_config_file, refuse_others, settle
 from megalith.checkpoint.formats.megatron_read import Read, read_files
@@ -71,19 +71,11 @@ def open_files(path: Path, told: Told) -> Foreign:
     settle(facts, seen, where=where)
     tokenizer, notices = _find_tokenizer(path, told)
     vocabulary, source = _vocabulary(seen, facts, told, tokenizer)
-    if not source:
-        source = "the stored size, padding included"
-        notices += (
-            f"the true vocabulary is not known: {vocabulary:,} tokens are kept as stored, padding included "
-            "(--tokenizer tells it)",
-        )
     if vocabulary > seen.rows:
         what = f"{source} has {vocabulary} tokens, its table {seen.rows} rows"
         raise CheckpointError(what, where=where, fix="give the tokenizer that it was trained with")
-    fields = facts.fields | {
-        "vocab_size": vocabulary,
-        "make_vocab_size_divisible_by": padding(vocabulary, seen.rows),
-    }
+    divisor, said = _padded(vocabulary, source, seen, args)
+    fields = facts.fields | {"vocab_size": vocabulary, "make_vocab_size_divisible_by": divisor}
     return Foreign(
         kind=read.kind,
         path=path,
@@ -99,11 +91,11 @@ def open_files(path: Path, told: Told) -> Foreign:
             "tensor_model_parallel_size": read.sizes[0],
             "pipeline_model_parallel_size": read.sizes[1],
             "iteration": read.common.get("iteration"),
-            "vocabulary": f"{vocabulary} by {source}, {seen.rows} rows stored",
+            "vocabulary": f"{vocabulary} by {source or 'the stored size'}, {seen.rows} rows stored",
             "origins": facts.origins,
             "args": {name: value for name, value in args.items() if _is_plain(value)},
         },
-        notices=notices,
+        notices=(*notices, *said),
     )
 
 
@@ -198,6 +190,20 @@ def _vocabulary(seen: Seen, facts: Facts, told: Told, tokenizer: Path | None) ->
     if isinstance(said, int) and 0 < said <= seen.rows:
         return said, f"vocab_size ({facts.source})"
     return seen.rows, ""
+
+
+def _padded(vocabulary: int, source: str, seen: Seen, args: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """What the vocabulary is padded to a multiple of, and what to say where it is a guess or does not fit."""
+    each = args.get("make_vocab_size_divisible_by")
+    own = [each * ranks for ranks in (1, 2, 4, 8, 16)] if isinstance(each, int) else []
+    divisor = padding(vocabulary, seen.rows, *own)
+    if not source:
+        text = f"the true vocabulary is not known: {vocabulary:,} tokens are kept as stored, padding included"
+        return divisor or DIVISORS[0], (f"{text} (--tokenizer tells it)",)
+    if divisor is None:
+        text = f"its table of {seen.rows:,} rows is not what {vocabulary:,} tokens are padded to ({source})"
+        return DIVISORS[0], (f"{text}: is this the tokenizer that it was trained with?",)
+    return divisor, ()
 
 
 def _config(fields: Mapping[str, Any], where: str) -> ModelConfig:

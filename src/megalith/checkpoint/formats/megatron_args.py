@@ -108,7 +108,7 @@ def settle(facts: Facts, seen: Seen, *, where: str) -> Facts:
         step(facts, seen)
     if facts.wrong:
         raise CheckpointError(
-            "\n    ".join(["ours cannot be this model", *facts.wrong]),
+            "\n    ".join(["its architecture is not certain, or not one of ours", *facts.wrong]),
             where=where,
             fix="what the file does not say itself goes into --config-file FILE (JSON or YAML: num-attention-heads: 16)",
         )

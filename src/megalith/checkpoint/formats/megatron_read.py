@@ -114,7 +114,7 @@ def _read_distributed(path: Path) -> Read:
         if name.startswith(("optimizer.", "chained_")):
             continue
         stacked = _STACKED.search(name)
-        if stacked is None:
+        if stacked is None or not lazy.shape:
             tensors[name] = (lazy,)
             continue
         for layer in range(lazy.shape[0]):

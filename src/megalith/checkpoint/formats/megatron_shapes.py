@@ -49,6 +49,13 @@ def see(table: Table, parts: Mapping[str, Parts], *, where: str) -> Seen:
             fix="this version reads Megatron's GPT; a BERT or T5 file needs its own model",
         )
 
+    needed += [roles["position_embedding"]] if f"{roles['position_embedding']}.weight" in found else []
+    flat = [
+        f"{name}.weight" for name in needed if any(len(lazy.shape) != 2 for lazy in found[f"{name}.weight"])
+    ]
+    if flat:
+        raise CheckpointError(f"{', '.join(flat)}: not a matrix", where=where, fix="the file is damaged")
+
     def size(name: str, dim: int) -> int:
         return sum(lazy.shape[dim] for lazy in found[f"{roles[name]}.weight"])
 
