@@ -18,6 +18,7 @@ import torch
 
 from megalith.checkpoint.files import Buffer, FileRecord, Hasher, write_file
 from megalith.checkpoint.header import encode, layout, read_header
+from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.local import Held, held
 from megalith.checkpoint.slices import Slice, elements, inside, overlap, shape_of, whole
 
@@ -39,7 +40,7 @@ METADATA = {"format": "pt"}
 """What Hugging Face libraries ask for before they open a file."""
 
 
-def describe(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+def describe(tensor: torch.Tensor | Lazy) -> tuple[str, tuple[int, ...]]:
     """(dtype as safetensors names it, shape). Raises `TypeError` for a dtype that the format does not have."""
     if tensor.dtype not in NAMES:
         raise TypeError(f"safetensors has no {tensor.dtype}")
@@ -50,14 +51,18 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], hasher: Hasher | None = None
 ) -> FileRecord:
     """Writes a new safetensors file straight from the tensors' memory (a copy is made of one that is not contiguous or on a GPU)."""
+    return write_file(path, tensor_chunks(tensors), hasher)
+
+
+def tensor_chunks(tensors: Mapping[str, torch.Tensor | Lazy]) -> Iterator[Buffer]:
+    """The bytes of a safetensors file, tensor by tensor; one that still lies in files is read when its turn comes."""
     entries = layout({name: describe(tensor) for name, tensor in tensors.items()})
-
-    def chunks() -> Iterator[Buffer]:
-        yield encode(entries, METADATA)
-        for name in entries:
-            yield raw_bytes(tensors[name].detach().cpu().contiguous())
-
-    return write_file(path, chunks(), hasher)
+    yield encode(entries, METADATA)
+    for name in entries:
+        tensor = tensors[name]
+        memory = tensor if isinstance(tensor, torch.Tensor) else tensor.read()
+        yield raw_bytes(memory.detach().cpu().contiguous())
+        del memory
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

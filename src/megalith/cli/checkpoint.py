@@ -1,21 +1,23 @@
-"""`megalith checkpoint inspect|verify|scan`: what a checkpoint holds, whether it is still what was saved, whether it is safe."""
+"""`megalith checkpoint inspect|verify|scan|convert`: what a checkpoint holds, whether it is still what was saved, whether it is
+safe, and what it is in another format."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from megalith.cli.convert import convert
 from megalith.cli.options import ConfigFile
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="Look into checkpoints: what they hold, and whether they are whole.",
+    help="Look into checkpoints: what they hold, whether they are whole; convert them.",
 )
-
 Where = Annotated[
     Path,
     typer.Argument(help="a run folder, its checkpoints folder, a step folder, `latest` or a link to one"),
@@ -81,7 +83,8 @@ def _inspect_foreign(path: Path, config_file: str | None) -> tuple[list[tuple[st
 
 @app.command()
 def verify(path: Where) -> None:
-    """Reads every byte of a checkpoint (of a run: of all its checkpoints) and compares it with what was saved.
+    """Reads every byte of a checkpoint (of a run: of all its checkpoints; of a conversion: of its folder) and compares it with
+    what was saved.
 
     Exit code 1 when anything differs. Example: megalith checkpoint verify nemo_experiments/megatron_gpt
     """
@@ -95,16 +98,9 @@ def verify(path: Where) -> None:
         TransferSpeedColumn,
     )
 
-    from megalith.checkpoint.manifest import quick_problems
-    from megalith.checkpoint.manifest import verify as problems_of
-    from megalith.checkpoint.open import resolve_all
     from megalith.errors import EXIT_FAILURE
 
-    folders = resolve_all(path)
-    sizes = {}
-    for folder in folders:
-        manifest, _ = quick_problems(folder)
-        sizes[folder] = sum(f.size for f in manifest.files.values()) if manifest else 0
+    sizes, problems_of = _whole(path)
     found = {}
     columns = (
         TextColumn("{task.description}"),
@@ -116,7 +112,7 @@ def verify(path: Where) -> None:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("verifying", total=sum(sizes.values()))
-        for folder in folders:
+        for folder in sizes:
             bar.update(task, description=folder.name)
             found[folder] = problems_of(folder, progress=lambda count: bar.advance(task, count))
     for folder, problems in found.items():
@@ -125,6 +121,21 @@ def verify(path: Where) -> None:
             typer.echo(f"  {problem}")
     if any(found.values()):
         raise typer.Exit(EXIT_FAILURE)
+
+
+def _whole(path: Path) -> tuple[dict[Path, int], Callable[..., list[str]]]:
+    """Folder → its bytes, of all that a path means, and the function that says what is wrong with one."""
+    from megalith.checkpoint.convert.verify import is_converted, problems_of_conversion, recorded
+    from megalith.checkpoint.manifest import quick_problems
+    from megalith.checkpoint.manifest import verify as problems_of
+    from megalith.checkpoint.open import resolve_all
+
+    if is_converted(path):
+        return {path: sum(file["bytes"] for file in recorded(path).values())}, problems_of_conversion
+    manifests = {folder: quick_problems(folder)[0] for folder in resolve_all(path)}
+    return {
+        f: sum(file.size for file in m.files.values()) if m else 0 for f, m in manifests.items()
+    }, problems_of
 
 
 @app.command()
@@ -163,3 +174,6 @@ def scan(
         Console(highlight=False, markup=False).print(table)
     if any(each.verdict is Verdict.RUNS for each in found):
         raise typer.Exit(EXIT_FAILURE)
+
+
+app.command()(convert)

@@ -60,7 +60,7 @@ def open_files(path: Path, told: Told) -> Foreign:
     """
     where = str(path)
     read = read_files(path)
-    args = _arguments(read.common.get("args"))
+    args = _arguments(read.common.get("args", read.common.get("arguments")))
     facts = _facts(args, told, where)
     refuse_others(facts, where=where)
     _refuse_missing_ranks(args, read.sizes, where)

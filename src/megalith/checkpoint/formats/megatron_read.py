@@ -46,9 +46,9 @@ def read_files(path: Path) -> Read:
 
 def _read_ranks(path: Path) -> Read:
     files = Grid(((path,),)) if path.is_file() else grid(path)
-    contents = [[_content(file) for file in stage] for stage in files.files]
+    contents = [[content_of(file) for file in stage] for stage in files.files]
     stages = [
-        [_chunk(ranks, i, stage) for i in range(_chunks(ranks[0]))]
+        [_chunk(ranks, i, stage) for i in range(chunks_of(ranks[0]))]
         for ranks, stage in zip(contents, files.files, strict=True)
     ]
     tensors = join(stages)
@@ -62,7 +62,8 @@ def _read_ranks(path: Path) -> Read:
     return Read(tensors, first, "megatron-core" if core else "megatron", files.sizes)
 
 
-def _content(file: Path) -> Mapping[str, Any]:
+def content_of(file: Path) -> Mapping[str, Any]:
+    """What a rank's file holds. Errors: `CheckpointError` where it is not Megatron's."""
     content = open_pickle(file).content
     if not isinstance(content, dict) or not ({"model", "model0"} & content.keys()):
         held = (
@@ -78,7 +79,8 @@ def _content(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _chunks(content: Mapping[str, Any]) -> int:
+def chunks_of(content: Mapping[str, Any]) -> int:
+    """Chunks of the model in a rank's file."""
     if "model" in content:
         return 1
     return next(i for i in range(len(content) + 1) if f"model{i}" not in content)
@@ -86,7 +88,7 @@ def _chunks(content: Mapping[str, Any]) -> int:
 
 def _chunk(ranks: Sequence[Mapping[str, Any]], number: int, files: Sequence[Path]) -> dict[str, Parts]:
     """Chunk `number` of a stage: each tensor's parts, one a rank."""
-    found = [dict(_flat(content.get("model", content.get(f"model{number}")))) for content in ranks]
+    found = [dict(flattened(content.get("model", content.get(f"model{number}")))) for content in ranks]
     for tensors, file in zip(found, files, strict=True):
         if odd := sorted(tensors.keys() ^ found[0].keys()):
             what = f"it does not hold the same tensors as the first rank: {', '.join(odd[:4])}"
@@ -94,11 +96,11 @@ def _chunk(ranks: Sequence[Mapping[str, Any]], number: int, files: Sequence[Path
     return {name: tuple(tensors[name] for tensors in found) for name in found[0]}
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Lazy]]:
+def flattened(tree: Any, prefix: str = "") -> Iterator[tuple[str, Lazy]]:
     """The tensors of nested dictionaries by dotted names; what is no tensor is no weight."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flattened(value, f"{prefix}.{key}" if prefix else str(key))
     elif hasattr(tree, "rows") and hasattr(tree, "shape"):
         yield prefix, tree
 

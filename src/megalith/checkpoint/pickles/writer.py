@@ -50,20 +50,24 @@ def write_pickle(path: Path, content: Any, hasher: Hasher | None = None) -> File
     A tensor that is there twice is written once. An `argparse.Namespace` is written too, but a file with one loads only
     where that class is allowed. Raises `TypeError` for anything else, `OSError` for a full disk.
     """
+    return write_file(path, torch_chunks(content), hasher)
+
+
+def torch_chunks(content: Any) -> Iterator[Buffer]:
+    """The bytes of a torch file, block by block. Raises `TypeError` at once for what is not written to one."""
     pickler = Pickler()
-    program = pickler.program(content)
+    return _chunks(pickler.program(content), pickler.tensors)
 
-    def chunks() -> Iterator[Buffer]:
-        zipped = _Zip()
-        yield from zipped.member("data.pkl", len(program), iter([program]))
-        yield from zipped.member("byteorder", 6, iter([b"little"]))
-        for number, tensor in enumerate(pickler.tensors):
-            size = math.prod(tensor.shape) * tensor.dtype.itemsize
-            yield from zipped.member(f"data/{number}", size, _bytes_of(tensor))
-        yield from zipped.member("version", 2, iter([b"3\n"]))
-        yield zipped.directory()
 
-    return write_file(path, chunks(), hasher)
+def _chunks(program: bytes, tensors: list[Any]) -> Iterator[Buffer]:
+    zipped = _Zip()
+    yield from zipped.member("data.pkl", len(program), iter([program]))
+    yield from zipped.member("byteorder", 6, iter([b"little"]))
+    for number, tensor in enumerate(tensors):
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        yield from zipped.member(f"data/{number}", size, _bytes_of(tensor))
+    yield from zipped.member("version", 2, iter([b"3\n"]))
+    yield zipped.directory()
 
 
 def _bytes_of(lazy: Any) -> Iterator[Buffer]:
