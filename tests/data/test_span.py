@@ -141,6 +141,15 @@ def test_spans_are_limited_by_the_decoder():
     assert np.mean([len(row) for row in full]) > 21
 
 
+def test_a_long_group_is_read_from_anywhere_natively_only():
+    masks, begins = SpanMasks("bart", IDS, 64, 64, 0.0), {"native": set(), "megatron": set()}
+    made = group(1)._replace(tokens=np.arange(6, 6 + 65), target=62)
+    for order, seen in begins.items():
+        for seed in range(60):
+            seen.add(parts(masks.sample(made, order, generator(order, 1, seed)))[0][0] - 6)
+    assert begins == {"native": {0, 1, 2, 3}, "megatron": {0}}
+
+
 def test_bart_without_masks_copies():
     tokens, row = sample(SpanMasks("bart", IDS, 64, 64, 0.0), 1, 60)
     text = parts(row)[0]
