@@ -157,17 +157,15 @@ def saved_bytes(case, sizes):
 
 
 def test_activations_take_half_the_memory_on_two_ranks(rank_pool):
-    """All but the gathered keys and values, an eighth of the whole, and here the masks that a CPU needs."""
-    wide = CASE.model.model_copy(
-        update={"hidden_dropout": 0.0, "max_position_embeddings": 256, "hidden_size": 64}
-    )
-    case = replace(CASE, model=wide, length=256)
+    """And what is gathered or joined besides: keys and values of the whole sequence, and on a CPU the masks."""
+    length, width, layers = 160, 64, 2  # no weight has 160 or 80 rows
+    sizes = {"hidden_size": width, "max_position_embeddings": 200, "hidden_dropout": 0.0}
+    case = replace(CASE, model=CASE.model.model_copy(update=sizes), length=length)
     alone = saved_bytes(case, Sizes())
     parts = rank_pool.run(saved_bytes, 2, case, Sizes(context=2))
-    gathered = 2 * 2 * 256 * 64 * 4  # of each layer
-    masks = [
-        64 * 256 * 4,
-        (64 * 128 + 64 * 192) * 4,
-    ]  # the early chunk of rank 0 is a square, which needs none
-    for rank, kept in enumerate(parts):
-        assert kept <= alone / 2 + gathered + masks[rank]
+    keys_and_values, outputs = layers * 2 * length * width * 4, layers * length // 2 * width * 4
+    # Each mask is kept once for all layers; the early chunk of rank 0 is a square, which needs none.
+    masks = [40 * 160 * 4, (40 * 80 + 40 * 120) * 4]
+    for kept, mask in zip(parts, masks, strict=True):
+        assert kept <= alone / 2 + keys_and_values + outputs + mask
+    assert max(parts) < 0.75 * alone

@@ -110,7 +110,11 @@ class GPTModelConfig(ModelConfig):
     virtual_pipeline_model_parallel_size: int | None = setting(
         None, "Interleaved stages of each pipeline rank; null: one.", ge=1
     )
-    context_parallel_size: int = setting(1, "Processes that share each sequence.", ge=1)
+    context_parallel_size: int = setting(
+        1,
+        "Processes that share each sequence, two chunks each: encoder_seq_length must be a multiple of twice as many.",
+        ge=1,
+    )
     expert_model_parallel_size: int = setting(1, "Processes that share the experts of a layer.", ge=1)
     sequence_parallel: bool = setting(
         False, "Tensor ranks share the sequence between matrices; saves memory, changes nothing else."
