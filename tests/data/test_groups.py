@@ -157,6 +157,24 @@ def test_indexes_are_kept_on_disk(path, tmp_path, monkeypatch):
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("order", ["native", "megatron"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"short_seq_prob": 0.5},
+        {"binary_head": False},
+        {"seq_length": 40},
+        {"seed": 2},
+        {"splits_string": "1,1,0"},
+    ],
+)
+def test_another_shape_is_another_entry(path, tmp_path, monkeypatch, order, change):
+    monkeypatch.setattr(cache.IndexCache, "__init__", _small_cache)
+    for number, changes in enumerate([{}, change, {}]):
+        run_data("bert", path, order=order, index_mapping_dir=str(tmp_path), **changes)
+        assert len(list(tmp_path.iterdir())) == min(1 + number, 2)
+
+
 def _small_cache(self, folders, notice=cache.no_notice):
     self.folders, self.notice, self.smallest, self._noticed = folders, notice, 0, set()
 

@@ -9,7 +9,7 @@ Order = f(plan, consumed samples). Batch sizes, data-parallel size, workers and 
   those it has (`orders`); what was planned stays where it was.
 * Other weights, a source more or less, from a resume on: a new segment begins at the samples consumed so far, and every
   source goes on where it stopped, so none of its samples is lost or read twice.
-* Changed contents, split, order, seed or sample length would move what is already read: refused, naming the file or key.
+* Changed contents, split, order, seed, sample length or shape would move what is already read: refused, naming the file or key.
 
 Knows numbers, hashes and names. Opens no file.
 """
