@@ -1,4 +1,4 @@
-"""`megalith data preprocess` against raw gigatoken, on the same file, in turns.
+"""`megalith data preprocess` against raw gigatoken, on the same file, in turns; and with BERT's and T5's tokenizers.
 
     MEGALITH_DATA=… python benchmarks/preprocess.py [--rounds 7] [--copies 5] [--output benchmarks/results/preprocess.json]
 
@@ -13,6 +13,12 @@ tokenizer is GPT-2's. Each round runs both ways once, each in a fresh process, p
 Both leave the same .bin and .idx, which is compared. Reported are medians, MB of the input file a second, and the median
 of the ratios inside a round (raw time ÷ megalith time: above 1 megalith is faster). Peak memory (PSS of the process
 tree) is taken in runs of their own, since looking costs time. Exit code 1 when the target is missed.
+
+    python benchmarks/preprocess.py --families [--rounds 5] [--copies 1]
+
+measures WordPiece (bert-base-uncased) and SentencePiece (t5-small) instead and leaves the other rows of the results as
+they are: megalith as above, with `--split-sentences` too, and the `tokenizers` library's encode_batch_fast of the same
+documents with its own threads, nothing written. Reported are the best and the median of each, and the ratio of bests.
 """
 
 from __future__ import annotations
@@ -195,6 +201,80 @@ def measure(folder: Path, corpus: Path, vocab: Path, rounds: int, workers: int) 
     }
 
 
+LIBRARY = """
+import json, sys
+import tokenizers
+
+source, definition = sys.argv[1:]
+engine = tokenizers.Tokenizer.from_file(definition)
+with open(source, "rb") as file:
+    texts = [json.loads(line)["text"] for line in file]
+for first in range(0, len(texts), 256):
+    engine.encode_batch_fast(texts[first : first + 256], add_special_tokens=False)
+"""
+SLOW_EVERY = 4
+"""Of so many rounds, one measures the slow ways, too."""
+TARGETS = {"wordpiece": 30.0, "sentencepiece": 20.0}
+
+
+def family_commands(folder: Path, corpus: Path, data: Path, workers: int) -> dict[str, dict[str, list[str]]]:
+    """By family and way."""
+    from megalith.tokenizers.wordpiece import read_vocabulary, word_piece_definition
+
+    vocab = data / "bert-vocab" / "bert-base-uncased-vocab.txt"
+    definition = folder / "bert.json"
+    definition.write_text(json.dumps(word_piece_definition(read_vocabulary(vocab), lowercase=True)))
+    own = [sys.executable, "-m", "megalith", "data", "preprocess", "--input", str(corpus)]
+    own += ["--output-prefix", str(folder / "own"), "--workers", str(workers), "--tokenizer-type"]
+    model = data / "t5-vocab" / "spiece.reconstructed.model"
+    families = {
+        "wordpiece": ([*own, "BertWordPieceLowerCase", "--vocab-file", str(vocab)], definition),
+        "sentencepiece": (
+            [*own, "SentencePieceTokenizer", "--tokenizer-model", str(model)],
+            data / "t5-vocab" / "t5-small-tokenizer.json",
+        ),
+    }
+    return {
+        name: {
+            "megalith": command,
+            "megalith, sentences": [*command, "--split-sentences"],
+            "tokenizers": [sys.executable, "-c", LIBRARY, str(corpus), str(library)],
+        }
+        for name, (command, library) in families.items()
+    }
+
+
+def measure_families(folder: Path, corpus: Path, data: Path, rounds: int, workers: int) -> dict[str, object]:
+    size = corpus.stat().st_size
+    found: dict[str, object] = {}
+    for family, ways in family_commands(folder, corpus, data, workers).items():
+        runs: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        for number in range(rounds):
+            for way, command in ways.items():
+                if way == "megalith" or number % SLOW_EVERY == 0:
+                    clear(folder)
+                    runs[way].append(timed(command))
+        walls = {way: [wall for wall, _ in each] for way, each in runs.items()}
+        best = {way: size / 1e6 / min(each) for way, each in walls.items()}
+        found[family] = {
+            "input_bytes": size,
+            "runs": {way: len(each) for way, each in runs.items()},
+            "workers": workers,
+            "best_mb_per_second": {way: round(speed, 1) for way, speed in best.items()},
+            "median_mb_per_second": {
+                way: round(size / 1e6 / statistics.median(each), 1) for way, each in walls.items()
+            },
+            "least_processor_seconds": {
+                way: round(min(used for _, used in each), 2) for way, each in runs.items()
+            },
+            "best_ratio_to_tokenizers": round(best["megalith"] / best["tokenizers"], 2),
+            "target_mb_per_second": TARGETS[family],
+            "load_average": round(os.getloadavg()[0], 1),
+        }
+        print(family, json.dumps(found[family]), flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -202,14 +282,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the corpus and the output go [a temporary folder]")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/preprocess.json"))
+    parser.add_argument("--families", action="store_true", help="WordPiece and SentencePiece only")
     arguments = parser.parse_args()
     if "MEGALITH_DATA" not in os.environ:
         raise SystemExit("set MEGALITH_DATA to the folder with corpus-eltec-novels and gpt2-vocab")
     data = Path(os.environ["MEGALITH_DATA"])
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         corpus = make_corpus(Path(name), data, arguments.copies)
-        if corpus.stat().st_size < LEAST_BYTES:
+        if corpus.stat().st_size < LEAST_BYTES and not arguments.families:
             print("note: under 200 MB process start counts for more than it should", file=sys.stderr)
+        if arguments.families:
+            result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+            result["families"] = measure_families(
+                Path(name), corpus, data, arguments.rounds, arguments.workers
+            )
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+            return
         result = measure(Path(name), corpus, data / "gpt2-vocab", arguments.rounds, arguments.workers)
     result["machine"] = {
         "cpus": os.cpu_count(),

@@ -75,8 +75,8 @@ def test_a_long_text_without_spaces_is_cut_in_linear_time():
 @pytest.mark.slow
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_code_point(tokenizer, context):
-    for start in range(0, len(ANY), 100_000):
-        assert_same(tokenizer, [context.format(character) for character in ANY[start : start + 100_000]])
+    """All those that tokie is trusted with; the others are the reference's anyway: some of them, for the way they take."""
+    assert_same(tokenizer, [context.format(character) for character in ALIKE + ANY[::100]])
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
