@@ -64,10 +64,11 @@ def plan(
     settled = settled_without_data(gathered)
     from rich.console import Console
 
+    from megalith.tools.plan.as_json import as_json
     from megalith.tools.plan.devices import find
     from megalith.tools.plan.plan import make_plan
     from megalith.tools.plan.remedies import remedies
-    from megalith.tools.plan.show import as_json, show
+    from megalith.tools.plan.show import show
 
     named = find(device) if device is not None else None
     with _progress() as say:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WORKING, EXCHANGE, P2P = "working memory", "exchange buffers", "send and receive buffers"
+WORKING, EXCHANGE, P2P = "working memory", "exchange buffers", "send, receive buffers"
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ def remedies(plan: Plan, say: Callable[[str], None] = lambda text: None) -> list
     for keys, case in changes(plan.case):
         say(" ".join(keys))
         tried = _try(keys, case, room)
-        if tried.fits:
+        if tried.fits and all(tried.need != other.need for other in found):
             found.append(tried)
         if len(found) == MOST:
             break

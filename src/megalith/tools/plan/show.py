@@ -5,23 +5,23 @@ The same on a terminal and in a file, but for the colours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from megalith.tools.plan.estimate import Estimate
 from megalith.tools.plan.plan import Plan
-from megalith.tools.plan.rehearsal import ACTIVATIONS, PARTS
+from megalith.tools.plan.rehearsal import PARTS
 from megalith.tools.plan.remedies import Remedy
 from megalith.tools.plan.speed import STEP_TIME
 from megalith.topology.traffic import GATHER, SCATTER, SEND, SUM
 
-GIB = 2**30
-COLOURS = dict(zip(PARTS, ("blue", "cyan", "magenta", "bright_blue", "bright_black", "green", "yellow", "bright_yellow", "white"), strict=True))  # fmt: skip
-BAR = 24
+COLOURS = dict(zip(PARTS, ("blue", "cyan", "magenta", "bright_blue", "bright_black", "green", "yellow", "bright_yellow", "bright_red"), strict=True))  # fmt: skip
+NAMES, BAR = 23, 28
+"""Columns of the names, and of a bar that is as long as the device has memory."""
 WORDS = {SUM: "sums", GATHER: "gathers", SCATTER: "scatters", SEND: "sends"}
 MARKS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 
@@ -33,97 +33,137 @@ def show(plan: Plan, offered: Sequence[Remedy], console: Console) -> None:
 
 def picture(plan: Plan, offered: Sequence[Remedy]) -> RenderableType:
     """All of it."""
-    parts: list[RenderableType] = [Padding(Group(*_head(plan)), (0, 0, 1, 0)), _memory(plan)]
-    parts += [Padding(Group(*_verdict(plan, offered)), (1, 0, 0, 0))]
-    if plan.exchange:
-        parts.append(Padding(_exchange(plan), (1, 0, 0, 0)))
-    parts.append(Padding(_time(plan), (1, 0, 0, 0)))
-    return Group(*parts)
+    parts: list[RenderableType] = [_rows("Plan", _head(plan)), _memory(plan), Group(*_verdict(plan, offered))]
+    parts += [_exchange(plan)] if plan.exchange else []
+    parts.append(_rows("Time", _time_rows(plan)))
+    return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts[:-1]), parts[-1])
 
 
-def _head(plan: Plan) -> Iterator[Text]:
-    model, case, batch = plan.model, plan.case, plan.batch
+def _rows(title: str, rows: Iterable[tuple[str, str | Text]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(title, no_wrap=True, min_width=NAMES)
+    table.add_column("")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _head(plan: Plan) -> Iterator[tuple[str, str | Text]]:
+    model, case, batch, sizes = plan.model, plan.case, plan.batch, plan.sizes
     heads = f"{model.num_attention_heads} heads"
     if model.kv_heads != model.num_attention_heads:
-        heads += f" on {model.kv_heads} key-value heads"
-    yield Text.assemble(
-        (f"{_count(plan.parameters)} parameters", "bold"),
-        f"   {model.num_layers} layers, width {model.hidden_size:,}, {heads}, vocabulary {model.vocab_size:,}"
-        f" ({plan.vocabulary})",
-    )
-    world = plan.sizes.world
-    yield Text.assemble(
-        (
-            f"{world:,} × {plan.device.name}"
-            if plan.device.is_gpu
-            else f"{world} process{'es' * (world > 1)}",
-            "bold",
+        heads += f" on {model.kv_heads} of keys and values"
+    yield (
+        "model",
+        Text.assemble(
+            (f"{_count(plan.parameters)} parameters", "bold"),
+            f": {model.num_layers} layers, width {model.hidden_size:,}, {heads}, vocabulary {model.vocab_size:,}"
+            + ("" if plan.vocabulary == "model.vocab_size" else f" ({plan.vocabulary})"),
         ),
-        f"   {plan.sizes.describe()}" if world > 1 else "",
-        f"   {case.precision}, {_recomputation(plan)}",
     )
-    yield Text.assemble(
-        (f"{batch.samples:,} samples of {case.length:,} tokens a step", "bold"),
-        f"   {_count(batch.tokens)} tokens: {batch.micro_batches} micro-batches of {case.micro_batch} on each of "
-        f"{plan.sizes.data} data-parallel ranks",
+    name = plan.device.name if plan.device.is_gpu else "processes"
+    yield (
+        "devices",
+        Text.assemble((f"{sizes.world:,} × {name}", "bold"), f": {sizes.describe()}")
+        if (sizes.world > 1)
+        else Text(plan.device.name, "bold"),
+    )
+    yield "numbers", f"{case.precision}; {_recomputation(plan)}"
+    each = f"{batch.micro_batches:,} micro-batch{'es' * (batch.micro_batches > 1)} of {case.micro_batch}"
+    where = f" on each of {sizes.data} data-parallel ranks" if sizes.data > 1 else ""
+    yield (
+        "step",
+        Text.assemble(
+            (f"{_count(batch.tokens)} tokens", "bold"),
+            f": {batch.samples:,} samples of {case.length:,}, {each}{where}",
+        ),
     )
 
 
 def _recomputation(plan: Plan) -> str:
     how = plan.case.recompute
     if how is None:
-        return "nothing recomputed"
+        return "nothing is computed twice"
     if how.granularity == "selective":
-        return "attention recomputed"
-    return f"{'all layers' if how.method == 'uniform' else f'{how.layers} layers a stage'} recomputed"
+        return "attention is recomputed"
+    return f"{'all layers are' if how.method == 'uniform' else f'{how.layers} layers a stage are'} recomputed"
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
 def _memory(plan: Plan) -> Table:
-    several, worst = len(plan.estimates) > 1, plan.worst
+    """The fullest process's parts one behind the other, as a staircase; the line is where the device ends."""
+    several, worst, size = len(plan.estimates) > 1, plan.worst, _unit(plan)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(Text("Memory at its fullest, GiB"), no_wrap=True)
+    table.add_column(f"Memory, {size.name}", no_wrap=True, min_width=NAMES)
     for found in plan.estimates:
-        fullest = several and found is worst
+        fullest = found is worst
         title = Text(f"rank {found.stage}" if several else "", "bold" if fullest else "dim")
-        table.add_column(title, justify="right", no_wrap=True, style="" if fullest or not several else "dim")
+        table.add_column(title, justify="right", no_wrap=True, style="" if fullest else "dim")
     table.add_column("", no_wrap=True)
+    begin = 0
     for part in PARTS:
         if any(found.peak[part] for found in plan.estimates):
-            note = f" ({worst.in_flight} in flight)" if part == ACTIVATIONS and worst.in_flight > 1 else ""
-            bar = _bar(worst.peak[part], max(plan.device.memory, plan.need), COLOURS[part])
-            table.add_row(part + note, *(_gib(found.peak[part]) for found in plan.estimates), bar)
-    total = _bar(plan.need, max(plan.device.memory, plan.need), MARKS[plan.verdict])
-    table.add_row(Text("all", "bold"), *(Text(_gib(found.total), "bold") for found in plan.estimates), total)
-    table.add_row(Text("between steps", "dim"), *(Text(_gib(f.resting), "dim") for f in plan.estimates), "")
+            bar = _bar(plan, begin, worst.peak[part], COLOURS[part])
+            table.add_row(part, *(size(found.peak[part]) for found in plan.estimates), bar)
+            begin += worst.peak[part]
+    total = _bar(plan, 0, worst.total, MARKS[plan.verdict])
+    table.add_row(
+        Text("at its fullest", "bold"), *(Text(size(f.total), "bold") for f in plan.estimates), total
+    )
+    table.add_row(Text("between steps", "dim"), *(Text(size(f.resting), "dim") for f in plan.estimates), "")
+    if any(found.in_flight > 1 for found in plan.estimates):
+        name = Text("micro-batches in flight", "dim")
+        table.add_row(name, *(Text(str(found.in_flight), "dim") for found in plan.estimates), "")
     return table
 
 
-def _bar(size: int, whole: int, colour: str) -> Text:
-    eighths = round(size / whole * BAR * 8) if whole else 0
-    full, rest = divmod(eighths, 8)
-    drawn = "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
-    return Text.assemble((drawn or ("▏" if size else ""), colour))
+def _bar(plan: Plan, begin: int, size: int, colour: str) -> Text:
+    scale = BAR / max(plan.device.memory if _near(plan) else 0, plan.worst.total, 1)
+    first, last, wall = (round(n * scale) for n in (begin, begin + size, plan.device.memory))
+    cells = [("█", colour) if first <= i < last else (" ", "") for i in range(BAR + 1)]
+    if size and first == last:
+        cells[min(first, BAR)] = ("▏", colour)
+    if wall <= BAR and cells[wall][0] == " ":
+        cells[wall] = ("│", "dim")
+    return Text.assemble(*cells)
+
+
+def _near(plan: Plan) -> bool:
+    """Would a bar be seen at all beside the device's memory?"""
+    return plan.worst.total > 0.1 * plan.device.memory
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Bytes as numbers in one unit."""
+
+    name: str
+    size: int
+
+    def __call__(self, number: float) -> str:
+        value = number / self.size
+        return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _unit(plan: Plan) -> Unit:
+    return Unit("GiB", 2**30) if plan.need >= 2**30 else Unit("MiB", 2**20)
 
 
 def _verdict(plan: Plan, offered: Sequence[Remedy]) -> Iterator[RenderableType]:
-    memory, need = plan.device.memory, plan.need
-    of = f"{_gib(memory)} GiB of {plan.device.name}"
-    share = f"{need / memory:.0%}" if memory else "?"
-    where = f" on pipeline rank {plan.worst.stage} of {plan.sizes.pipeline}, in the {plan.worst.phase}" if len(plan.estimates) > 1 else ""  # fmt: skip
-    said = {
-        "fits": f"Fits: {_gib(need)} of {of}, {share}{where}.",
-        "tight": f"Tight: {_gib(need)} of {of}, {share}{where}. Driver, NCCL and fragmentation need some, too.",
-        "does not fit": f"Does not fit: {_gib(need)} of {of}, {share}{where}.",
-    }[plan.verdict]
-    yield Text(said, f"bold {MARKS[plan.verdict]}")
+    size = Unit("GiB", 2**30)
+    share = f" ({plan.need / plan.device.memory:.1%})" if plan.device.memory else ""
+    of = f"{size(plan.need)} of the {size(plan.device.memory)} GiB of {plan.device.name}{share}"
+    where = (
+        f", on pipeline rank {plan.worst.stage} of {plan.sizes.pipeline}" if plan.sizes.pipeline > 1 else ""
+    )
+    more = ". Driver, NCCL and fragmentation need some, too" if plan.verdict == "tight" else ""
+    host = "; weights, gradients and optimizer state are in the host's memory" if plan.sizes.offload else ""
+    yield Text(f"{plan.verdict.capitalize()}: {of}{where}, in the {plan.worst.phase}{host}{more}.", f"bold {MARKS[plan.verdict]}")  # fmt: skip
     for remedy in offered:
-        verb = "would fit with" if remedy.fits else "still too much with"
-        yield Text.assemble(
-            "  ", (f"{_gib(remedy.need)} GiB", "bold"), f"  {verb}  ", (" ".join(remedy.keys), "cyan")
-        )
+        verb = "fits with" if remedy.fits else "still too much with"
+        yield Text.assemble("  ", (f"{size(remedy.need):>6} GiB", "bold"), f"  {verb}  ", (" ".join(remedy.keys), "cyan"))  # fmt: skip
     if offered and not offered[0].fits:
         yield Text("  It needs more devices, or larger ones.")
 
@@ -132,27 +172,19 @@ def _verdict(plan: Plan, offered: Sequence[Remedy]) -> Iterator[RenderableType]:
 
 
 def _exchange(plan: Plan) -> Table:
+    size = Unit("GiB", 2**30) if max(row.size for row in plan.exchange) >= 2**30 else Unit("MiB", 2**20)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("Sent in a step, GiB", no_wrap=True)
+    table.add_column(f"Sent in a step, {size.name}", no_wrap=True, min_width=NAMES)
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", style="dim")
     for row in plan.exchange:
-        kinds = [WORDS.get(kind, kind) for (axis, kind), size in sorted(plan.worst.sent.items()) if axis == row.axis and size]  # fmt: skip
-        time = (
-            f"; {_seconds(row.seconds)} at {row.over}, were nothing else done"
-            if row.seconds is not None
-            else ""
-        )
-        table.add_row(row.axis, _gib(row.size), Text(f"{', '.join(kinds)}{time}", "dim"))
-    return table
-
-
-def _time(plan: Plan) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("Time", no_wrap=True)
-    table.add_column("")
-    for name, value in _time_rows(plan):
-        table.add_row(name, value)
+        kinds = [
+            WORDS.get(kind, kind)
+            for (axis, kind), n in sorted(plan.worst.sent.items())
+            if axis == row.axis and n
+        ]
+        time = f"; {_seconds(row.seconds)} at {row.over}" if row.seconds is not None else ""
+        table.add_row(row.axis, size(row.size), f"{', '.join(kinds)}{time}")
     return table
 
 
@@ -177,13 +209,18 @@ def _predicted(plan: Plan, seconds: float, peak: float) -> Iterator[tuple[str, s
     found = plan.efficiency
     yield "predicted", Text.assemble((f"{_seconds(seconds)} a step", "bold"), f" = {STEP_TIME}")
     yield "", Text(
-        f"{plan.flops.hardware * plan.batch.tokens:.4g} ÷ ({plan.sizes.world:,} × {peak / 1e12:g} TFLOP/s × "
+        f"= {plan.flops.hardware * plan.batch.tokens:.4g} ÷ ({plan.sizes.world:,} × {peak / 1e12:g} TFLOP/s × "
         f"{found.value:.1%}) × (1 + {plan.bubble:.3f})", "dim",
     )  # fmt: skip
-    yield "efficiency", f"{found.value:.1%}, from {found.source}" if found.source != "--efficiency" else f"{found.value:.1%}, as given"  # fmt: skip
+    yield "efficiency", f"{found.value:.1%}: {found.source}"
     if found.slowest is not None and found.fastest is not None:
         low, high = seconds / (1 + found.fastest), seconds / (1 + found.slowest)
-        yield "spread", f"{_seconds(low)} to {_seconds(high)}: as far as those runs lie from it ({found.slowest:+.0%} to {found.fastest:+.0%} in speed)"  # fmt: skip
+        yield (
+            "spread",
+            (
+                f"{_seconds(low)} to {_seconds(high)}: those runs are {found.slowest:+.0%} to {found.fastest:+.0%} as fast"
+            ),
+        )
     yield from _speeds(plan, seconds)
 
 
@@ -210,16 +247,11 @@ def _speeds(plan: Plan, seconds: float) -> Iterator[tuple[str, str | Text]]:
 # -- words --------------------------------------------------------------------------------------------------------------
 
 
-def _gib(size: float) -> str:
-    value = size / GIB
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.005 or not size else "0.00"  # fmt: skip
-
-
 def _count(number: float) -> str:
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= unit:
             return f"{number / unit:.4g}{name}"
-    return f"{number:.4g}"
+    return f"{number:,.0f}"
 
 
 def _seconds(seconds: float) -> str:
@@ -230,43 +262,3 @@ def _days(seconds: float) -> str:
     if seconds >= 172800:
         return f"{seconds / 86400:.1f} days"
     return f"{seconds / 3600:.1f} hours" if seconds >= 7200 else f"{seconds / 60:.1f} minutes"
-
-
-def as_json(plan: Plan, offered: Sequence[Remedy]) -> dict[str, object]:
-    """Everything, as plain values: bytes, seconds, FLOPs."""
-    seconds, case = plan.measured or plan.seconds, plan.case
-    done = plan.achieved(seconds) if seconds else None
-    return {
-        "parameters": plan.parameters,
-        "vocabulary": {"size": plan.model.vocab_size, "from": plan.vocabulary},
-        "layout": plan.sizes.describe(),
-        "processes": plan.sizes.world,
-        "precision": case.precision,
-        "device": {"name": plan.device.name, "memory": plan.device.memory, "source": plan.device.source},
-        "verdict": plan.verdict,
-        "need": plan.need,
-        "worst_rank": plan.worst.stage,
-        "ranks": [_rank(found) for found in plan.estimates],
-        "batch": {**vars(plan.batch), "micro_batch_size": case.micro_batch},
-        "flops_per_step": {k: getattr(plan.flops, k) * plan.batch.tokens for k in ("model", "hardware")},
-        "bubble": plan.bubble,
-        "efficiency": vars(plan.efficiency),
-        "predicted_step_seconds": plan.seconds,
-        "measured_step_seconds": plan.measured,
-        "tflops_per_device": {k: getattr(done, k) / 1e12 for k in ("model", "hardware")} if done else None,
-        "run_seconds": plan.run_seconds(seconds) if seconds else None,
-        "remedies": [vars(remedy) for remedy in offered],
-    }
-
-
-def _rank(found: Estimate) -> dict[str, object]:
-    sent = {f"{axis} {operation}": size for (axis, operation), size in sorted(found.sent.items())}
-    return {
-        "pipeline_rank": found.stage,
-        "peak": {part: found.peak[part] for part in PARTS},
-        "peak_total": found.total,
-        "between_steps": dict(found.rest),
-        "activations_of_a_micro_batch": found.kept,
-        "in_flight": found.in_flight,
-        "sent_per_step": sent,
-    }
