@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,10 +16,25 @@ from megalith.data.indexed.verify import verify
 from megalith.data.merge import merge
 from megalith.data.preprocess import run as run_module
 from megalith.data.preprocess.batches import Limits
+from megalith.data.preprocess.journal import Store
+from megalith.data.preprocess.run import preprocess
 from megalith.data.preprocess.wire import SharedMemory
 from megalith.data.sentences import Sentences
+from megalith.errors import DataError
+from megalith.tokenizers.load import load_tokenizer
+from megalith.tokenizers.names import TokenizerFiles
+from tests.tokenizers.bert import pieces, write_model, write_vocabulary
 
-from .preprocessing import expected_files, json_lines, make_prose, make_tokenizer, output, rejects, run
+from .preprocessing import (
+    expected_files,
+    json_lines,
+    make_prose,
+    make_tokenizer,
+    options,
+    output,
+    rejects,
+    run,
+)
 
 TEXTS = make_prose(300)
 ENGLISH = Sentences("en")
@@ -161,3 +177,56 @@ def test_text_files(folder, made, unit):
         borders = [-1, *(n for n, line in enumerate(lines) if not line.strip()), len(lines)]
         documents = ["\n".join(lines[a + 1 : b]) for a, b in pairwise(borders)]
     assert sentences_of(folder) == expected_files(made[1], documents, sentences=ENGLISH)
+
+
+def bert_files(folder):
+    return TokenizerFiles(
+        type="BertWordPieceLowerCase", vocab_file=str(write_vocabulary(folder / "vocab.txt"))
+    )
+
+
+def sentence_piece_files(folder):
+    return TokenizerFiles(
+        type="SentencePieceTokenizer", file=str(write_model(folder / "x.model")), num_sentinel_tokens=4
+    )
+
+
+@pytest.mark.parametrize("sentences", [None, ENGLISH, KEPT])
+@pytest.mark.parametrize("files", [bert_files, sentence_piece_files])
+def test_tokenizers_of_bert_and_t5(folder, corpus, files, sentences):
+    named = files(folder)
+    tokenizer = load_tokenizer(named)
+    append_eod = tokenizer.eod is not None
+    notices = []
+    made = options(folder, [corpus], tokenizer=named, sentences=sentences, append_eod=append_eod, workers=2)
+    preprocess(made, notify=notices.append)
+    wanted = expected_files(tokenizer, TEXTS, append_eod=append_eod, sentences=sentences)
+    assert output(folder, unit=made.unit) == wanted
+    assert notices == (
+        []
+        if sentences or append_eod
+        else ["BERT and T5 are trained on sentences: --split-sentences finds them"]
+    )
+    car = read_side_car(made.prefix("text"))
+    again = load_tokenizer(TokenizerFiles(**car.tokenizer.config))
+    assert (again.hash(), again.vocab_size) == (car.tokenizer.hash, car.tokenizer.vocab_size)
+
+
+def test_bert_has_no_end_of_document(folder, corpus):
+    with pytest.raises(DataError, match="no end-of-document token") as caught:
+        run(folder, [corpus], tokenizer=bert_files(folder), append_eod=True, sentences=ENGLISH)
+    assert caught.value.problem.where == "--append-eod"
+    assert "leave the flag out" in caught.value.problem.fix
+
+
+@pytest.mark.parametrize("change", ["type", "file"])
+def test_another_tokenizer_does_not_go_on_with_these_parts(folder, corpus, monkeypatch, change):
+    files = bert_files(folder)
+    monkeypatch.setattr(Store, "begin_publishing", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(folder, [corpus], tokenizer=files)
+    other = replace(files, type="BertWordPieceCase")
+    if change == "file":
+        other = replace(files, vocab_file=str(write_vocabulary(folder / "v2.txt", [*pieces(), "new"])))
+    with pytest.raises(DataError, match="parts of another run; different here: tokenizer"):
+        run(folder, [corpus], tokenizer=other)
