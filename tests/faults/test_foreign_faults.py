@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import random
@@ -9,10 +10,11 @@ import random
 import pytest
 import torch
 
+from megalith.checkpoint.foreign import open_foreign
 from megalith.errors import CheckpointError
 from megalith.generate.loading import load_model
 from megalith.models.config import ModelConfig
-from tests.checkpoint.foreign_files import GPT2_LIKE, hugging_face, megatron, random_model
+from tests.checkpoint.foreign_files import GPT2_LIKE, LLAMA_LIKE, hugging_face, megatron, random_model
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,52 @@ def test_headers_with_random_bytes_changed(tmp_path, model, seed):
     with contextlib.suppress(CheckpointError):
         loaded = load_model(tmp_path)
         assert all(isinstance(p, torch.nn.Parameter) for p in loaded.model.parameters())
+
+
+ODD = [None, 0, -1, "x", 1.5, True, [], {}, 2**40, float("nan"), "rope", ["a"], 8]
+"""What stands where a number, a name or a switch should."""
+
+
+def test_arguments_of_any_kind(tmp_path, model):
+    """Whatever Megatron's arguments say: a model that fits the tensors, or one error."""
+    megatron(tmp_path, model)
+    file = tmp_path / "iter_0000007/mp_rank_00/model_optim_rng.pt"
+    content = torch.load(file, weights_only=False)
+    said = vars(content["args"])
+    more = [
+        "kv_channels",
+        "rotary_base",
+        "norm_epsilon",
+        "use_rope_scaling",
+        "vocab_size",
+        "num_experts",
+        "glu_activation",
+    ]
+    refused = 0
+    for seed in range(120):
+        draw = random.Random(seed)
+        changes = {draw.choice([*said, *more]): draw.choice(ODD) for _ in range(2)}
+        torch.save(content | {"args": argparse.Namespace(**said | changes)}, file)
+        try:
+            assert open_foreign(tmp_path).tensors.keys() == dict(model.named_parameters()).keys()
+        except CheckpointError:
+            refused += 1
+    assert 20 < refused < 120
+
+
+def test_configurations_of_any_kind(tmp_path):
+    hugging_face(tmp_path, random_model(ModelConfig(**LLAMA_LIKE)))
+    values = json.loads((tmp_path / "config.json").read_text())
+    more = ["rope_scaling", "head_dim", "sliding_window", "layer_types", "partial_rotary_factor"]
+    refused = 0
+    for seed in range(120):
+        draw = random.Random(seed)
+        changes = {draw.choice([*values, *more]): draw.choice(ODD) for _ in range(2)}
+        (tmp_path / "config.json").write_text(
+            json.dumps(values | changes | {"model_type": draw.choice(["llama", "qwen2"])})
+        )
+        try:
+            assert "blocks.3.mlp.gate.weight" in open_foreign(tmp_path).tensors
+        except CheckpointError:
+            refused += 1
+    assert 20 < refused < 120

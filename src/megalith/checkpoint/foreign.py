@@ -17,7 +17,7 @@ import torch
 
 from megalith.checkpoint.formats import huggingface, megatron, megatron_files
 from megalith.checkpoint.formats.foreign import Foreign
-from megalith.checkpoint.formats.megatron import Told
+from megalith.checkpoint.formats.megatron_told import Told
 from megalith.checkpoint.local import held
 from megalith.checkpoint.manifest import MANIFEST
 from megalith.checkpoint.open import resolve

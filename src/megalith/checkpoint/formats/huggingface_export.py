@@ -1,6 +1,6 @@
 """A `ModelConfig` as a config.json that transformers reads: the family that is exactly like it, or a refusal by field.
 
-The same data as `huggingface_config` reads by, turned round. Knows no file.
+The same table as `huggingface_config` reads by, turned round. Knows no file.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megalith.checkpoint.formats.huggingface_config import FAMILIES, Family, read_config
+from megalith.checkpoint.formats.huggingface_config import read_config
+from megalith.checkpoint.formats.huggingface_families import FAMILIES, Family
 from megalith.errors import CheckpointError, ConfigError
 from megalith.models.config import GATED_ACTIVATIONS, ModelConfig, effective
 

@@ -11,46 +11,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megalith.checkpoint.formats.foreign import DIVISORS, Foreign, padding
 from megalith.checkpoint.formats.huggingface import find_tokenizer
-from megalith.checkpoint.formats.megatron_args import Facts, read_config_file, refuse_others, settle
+from megalith.checkpoint.formats.megatron_args import Facts, refuse_others, settle
 from megalith.checkpoint.formats.megatron_read import Read, read_files
 from megalith.checkpoint.formats.megatron_shapes import Seen, see
 from megalith.checkpoint.formats.megatron_tables import CORE, CORE_SPLIT, VERSIONS, legacy
+from megalith.checkpoint.formats.megatron_told import Told
 from megalith.checkpoint.mapped import Parts
 from megalith.checkpoint.mapping import Table
 from megalith.checkpoint.pickles.stub import Stub
 from megalith.errors import CheckpointError, MegalithError
 from megalith.models.config import ModelConfig
 from megalith.tokenizers.load import load_tokenizer
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a person says of a checkpoint that does not say it itself."""
-
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    vocab_size: int | None = None
-    tokenizer: Path | None = None
-
-    @classmethod
-    def of(
-        cls,
-        config_file: str | Path | Mapping[str, Any] | None,
-        vocab_size: int | None,
-        tokenizer: str | Path | None,
-    ) -> Told:
-        """From a file (JSON, YAML) or the values themselves."""
-        named = None if tokenizer is None else Path(tokenizer).expanduser()
-        if isinstance(config_file, str | Path):
-            path = Path(config_file)
-            return cls(read_config_file(path), path.name, vocab_size, named)
-        return cls(dict(config_file or {}), "the model's keys", vocab_size, named)
 
 
 def open_files(path: Path, told: Told) -> Foreign:
@@ -139,7 +115,7 @@ def _refuse_missing_ranks(args: Mapping[str, Any], sizes: tuple[int, int], where
 
 def _version(common: Mapping[str, Any], where: str) -> int:
     version = common.get("checkpoint_version", 0)
-    if not isinstance(version, int | float) or int(version) not in VERSIONS:
+    if not isinstance(version, int | float) or version not in VERSIONS:
         raise CheckpointError(f"its checkpoint_version is {version!r}; 0 to 3 are known", where=where)
     return int(version)
 

@@ -9,13 +9,9 @@ names of arguments from Megatron-LM's first version to megatron-core's.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from megalith.checkpoint.formats.megatron_shapes import Seen
 from megalith.errors import CheckpointError
@@ -104,8 +100,11 @@ def settle(facts: Facts, seen: Seen, *, where: str) -> Facts:
     for argument, name in NAMES.items():
         if facts.said.get(argument) is not None:
             facts.put(name, facts.said[argument], f"{argument} ({facts.source})")
-    for step in (_shapes, _heads, _activation, _norms_and_biases, _positions, _head):
-        step(facts, seen)
+    for what, step in STEPS.items():
+        try:
+            step(facts, seen)
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            facts.wrong.append(f"{what}: of another kind than they should be ({error})")
     if facts.wrong:
         raise CheckpointError(
             "\n    ".join(["its architecture is not certain, or not one of ours", *facts.wrong]),
@@ -240,22 +239,11 @@ def _head(facts: Facts, seen: Seen) -> None:
     facts.put("share_embeddings_and_output_weights", not untied, "untie_embeddings_and_output_weights")
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Arguments from JSON or YAML; hyphens are underscores. Errors: `CheckpointError` where it is neither."""
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise CheckpointError(f"cannot be read ({error.strerror or error})", where=str(path)) from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise CheckpointError(f"is neither JSON nor YAML ({error})", where=str(path)) from None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict):
-        raise CheckpointError("does not hold keys and values", where=str(path), fix="num-attention-heads: 16")
-    return dict(_plain(content))
-
-
-def _plain(content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        yield str(key).lstrip("-").replace("-", "_"), value
+STEPS: Mapping[str, Callable[[Facts, Seen], None]] = {
+    "sizes": _shapes,
+    "attention heads": _heads,
+    "activation": _activation,
+    "norms and biases": _norms_and_biases,
+    "positions": _positions,
+    "output layer": _head,
+}
