@@ -77,7 +77,12 @@ def make_topology(
     config: PretrainGPTConfig, architecture: ModelConfig, device: str | None = None
 ) -> Topology:
     """The topology of this process among the started ones. Errors: `ConfigError` with everything that does not fit."""
-    world = started()[1]
+    sizes = legal_layout(config, architecture, started()[1])
+    return Topology.of(sizes, device or device_of(config.trainer, environment()))
+
+
+def legal_layout(config: PretrainGPTConfig, architecture: ModelConfig, world: int) -> Sizes:
+    """The layout of `world` processes. Errors: `ConfigError` with everything that does not fit."""
     sizes = config.model.layout(world)
     numbers = config.model.numbers(architecture.padded_vocab_size, batch=True)
     compiled = str(config.model.compile).lower() == "true"
@@ -86,7 +91,7 @@ def make_topology(
     )
     if problems:
         raise ConfigError([located(problem) for problem in problems])
-    return Topology.of(sizes, device or device_of(config.trainer, environment()))
+    return sizes
 
 
 def _ramp_problems(config: PretrainGPTConfig, numbers: Divisible, sizes: Sizes) -> list[Problem]:

@@ -19,7 +19,7 @@ from megalith.models.config import ModelConfig, num_parameters
 from megalith.parallel.memory import Recompute
 from megalith.tasks.derived import vocabulary
 from megalith.tasks.pretrain_config import PretrainGPTConfig
-from megalith.tasks.processes import located
+from megalith.tasks.processes import legal_layout
 from megalith.tools.machine import look
 from megalith.tools.plan.devices import Device
 from megalith.tools.plan.estimate import Estimate, estimate, in_flight
@@ -176,14 +176,7 @@ def layout(config: PretrainGPTConfig, device: Device | None, model: ModelConfig)
     trainer = config.trainer
     each = trainer.num_devices or (device.per_node if device and trainer.num_nodes > 1 else None)
     world = each * trainer.num_nodes if each else config.model.sizes.world
-    sizes = config.model.layout(world)
-    compiled = str(config.model.compile).lower() == "true"
-    found = sizes.problems(
-        config.model.numbers(model.padded_vocab_size, batch=True), world=world, compiled=compiled
-    )
-    if found:
-        raise ConfigError([located(problem) for problem in found])
-    return sizes
+    return legal_layout(config, model, world)
 
 
 def this_machine(sizes: Sizes) -> Device:

@@ -229,7 +229,7 @@ class Run:
             return once + marks[-1] + _times(each[count // 2], more)
         alike = {key: size for key, size in marks[-1].items() if key[0] in ("tensor", "context", "pipeline")}
         # Data-parallel ranks exchange once, or, where weights are shared, with the forward and backward of each stage.
-        steady = (marks[-2] - marks[-3]) - Counter(alike)
+        steady = (marks[-2] - marks[-3]) - Counter(alike) if more else Counter()
         shared = (
             _times(steady, more * len(self.forward.stages)) if self.case.sizes.zero_stage == 3 else Counter()
         )
@@ -241,7 +241,9 @@ def _times(sent: Sent, factor: float) -> Sent:
 
 
 def rehearsed(sizes: Sizes, count: int) -> int:
-    """After how many micro-batches nothing new happens: all stages are full, and two have left."""
+    """After how many micro-batches nothing new happens: all stages are full, and one or two have left."""
     if sizes.pipeline == 1:
         return min(count, 3 if sizes.copies > 1 else 2)
-    return min(count, sizes.pipeline + 2 if sizes.schedule == "1f1b" else 2 * sizes.pipeline)
+    if sizes.schedule != "1f1b":
+        return min(count, 2 * sizes.pipeline)
+    return min(count, sizes.pipeline + (2 if sizes.zero_stage == 3 else 1))
