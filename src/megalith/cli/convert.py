@@ -65,6 +65,7 @@ def convert(
     from megalith.checkpoint.convert.to_megatron import Sizes
     from megalith.cli.errors import show_failure, show_notices
     from megalith.errors import EXIT_FAILURE, ConfigError, Problem
+    from megalith.topology.memory_allocator import tune_allocator
 
     if to not in get_args(Format):
         raise ConfigError([Problem("--to", f"{to!r} is no format", f"one of {', '.join(get_args(Format))}")])
@@ -79,6 +80,7 @@ def convert(
         optimizer=optimizer,
         untrained=untrained,
     )
+    tune_allocator()  # one large tensor after another: each would be mapped and cleared anew
     try:
         with bytes_bar() as report:
             done = run(source, target, plan, config_file=config_file, tokenizer=tokenizer, report=report)

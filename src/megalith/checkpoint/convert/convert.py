@@ -128,7 +128,9 @@ def _open(path: str | Path, named: tuple[Any, Any], plan: Plan) -> Source:
         foreign = open_foreign(found.folder, config_file=config_file, tokenizer=tokenizer)
         source = of_foreign(foreign)
         state, why = (None, "") if plan.optimizer is False else open_optimizer(foreign)
-        source = replace(source, optimizer=state)
+        source = replace(
+            source, optimizer=state, tokenizer=Path(tokenizer) if tokenizer else source.tokenizer
+        )
     if plan.optimizer is False or plan.to == "huggingface":
         if plan.optimizer:
             raise CheckpointError(

@@ -162,8 +162,10 @@ def settings(source: Source) -> dict[str, Any]:
     """What the run that a source belongs to set its optimizer to, as far as it says."""
     try:
         optim = (yaml.safe_load(source.config_yaml or "") or {})["model"]["optim"]
-        return {name: optim[name] for name in ("lr", "betas", "eps", "weight_decay") if name in optim}
-    except (yaml.YAMLError, KeyError, TypeError):
+        numbers = {name: float(optim[name]) for name in ("lr", "eps", "weight_decay") if name in optim}
+        betas = {"betas": tuple(map(float, optim["betas"]))} if "betas" in optim else {}
+        return numbers | betas
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return {}
 
 

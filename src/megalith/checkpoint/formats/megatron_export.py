@@ -81,12 +81,16 @@ def refuse_differences(
     config: ModelConfig, arguments: Mapping[str, Any], table: Table, parts: Mapping[str, Parts]
 ) -> None:
     """Errors: `CheckpointError` naming the fields that Megatron has no argument for."""
-    where = "--to megatron"
+    where, fix = "--to megatron", "--to native or --to huggingface, which may have it"
     facts = Facts(arguments, "its arguments")
     refuse_others(facts, where=where)
-    settle(facts, see(table, parts, where=where), where=where)
     ours = effective(config)
-    back = effective(ModelConfig(**facts.fields | {"vocab_size": config.vocab_size}))
+    try:
+        settle(facts, see(table, parts, where=where), where=where)
+        back = effective(ModelConfig(**facts.fields | {"vocab_size": config.vocab_size}))
+    except CheckpointError as error:
+        what = f"Megatron has nothing like this model: {error.problem.what}"
+        raise CheckpointError(what, where=where, fix=fix) from None
     lines = [
         f"model.{name}: {ours[name]}, in Megatron it would be {back.get(name)}"
         for name in ours
@@ -94,7 +98,5 @@ def refuse_differences(
     ]
     if lines:
         raise CheckpointError(
-            "\n    ".join(["Megatron has nothing like this model", *lines]),
-            where=where,
-            fix="--to native or --to huggingface, which may have it",
+            "\n    ".join(["Megatron has nothing like this model", *lines]), where=where, fix=fix
         )
