@@ -133,7 +133,8 @@ def make_trainer(run: Run, settings: LoopSettings, stop: StopRequest) -> pl.Trai
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
         strategy=MegalithStrategy(run.engine, run.saver),
-        plugins=[LightningEnvironment()],  # else it finds SLURM, checks its own idea of it, and takes our signals
+        # Else Lightning finds SLURM, checks its own idea of it, and takes our signals.
+        plugins=[LightningEnvironment()],
         max_steps=settings.max_steps,
         max_epochs=-1,
         val_check_interval=settings.validate_every or settings.max_steps,
