@@ -103,8 +103,8 @@ def test_weights_load_without_a_tokenizer_that_cannot_be_read(spelled):
 def test_the_package_is_there_before_torch():
     code = "import sys, megalith; assert 'torch' not in sys.modules; assert callable(megalith.load)"
     subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(AttributeError, match="no attribute 'laod'"):
-        megalith.laod  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'loda'"):
+        megalith.loda  # noqa: B018
 
 
 def command():
