@@ -8,7 +8,7 @@ import torch
 from megalith.errors import ConfigError
 from megalith.models import presets
 from megalith.models.config import num_parameters
-from megalith.models.gpt import GPT
+from megalith.models.family import FAMILIES
 
 PUBLISHED = {  # exact where the published weights have so many numbers
     "gpt2-124m": 124_439_808,
@@ -20,7 +20,22 @@ PUBLISHED = {  # exact where the published weights have so many numbers
     "llama2-70b": 68_976_648_192,
     "llama3-8b": 8_030_261_248,
     "llama3-70b": 70_553_706_496,
+    "bert-base-uncased": 110_106_428,  # with the heads that it was trained with
+    "bert-large-uncased": 336_226_108,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
+    "t5-3b": 2_851_598_336,
+    "t5-11b": 11_307_321_344,
+    "t5-v1.1-small": 76_961_152,
+    "t5-v1.1-base": 247_577_856,
+    "t5-v1.1-large": 783_150_080,
+    "t5-v1.1-xl": 2_849_757_184,
+    "t5-v1.1-xxl": 11_135_332_352,
+    "bart-base": 139_420_416 - 2 * 2 * 768,  # published tables of positions have two rows that no token reads
+    "bart-large": 406_291_456 - 2 * 2 * 1024,
 }
+ROUNDED = {"bert-110m": 110e6, "bert-345m": 336e6, "bert-1.3b": 1.3e9, "bert-3.9b": 3.9e9, "t5-220m": 220e6}
 GPT3 = {
     "125m": 125,
     "350m": 350,
@@ -33,17 +48,27 @@ GPT3 = {
 }
 
 
-@pytest.mark.parametrize("name", presets.names())
-def test_formula_counts_the_built_model(name):
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in FAMILIES for name in presets.names(family)]
+)
+def test_formula_counts_the_built_model(family, name):
     config = presets.get(name)
+    model_class, config_class = FAMILIES[family]
+    assert type(config) is config_class
     with torch.device("meta"):
-        model = GPT(config)
+        model = model_class(config)
     assert sum(p.numel() for p in model.parameters()) == num_parameters(config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
     assert num_parameters(presets.get(name), padded=False) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_published_sizes(name):
+    """Megatron's, which are given in words; its paper calls the second 336 million, its checkpoint 345."""
+    assert abs(num_parameters(presets.get(name), padded=False) / ROUNDED[name] - 1) < 0.03
 
 
 @pytest.mark.parametrize("size", GPT3)

@@ -12,11 +12,11 @@ from megalith.topology.rng import initialise
 TOLERANCE = 1e-10
 
 
-def random_model(config, seed=0):
+def random_model(config, seed=0, model_class=GPT):
     """A float64 model whose every number is random: norms and biases too, which start at 1 and 0."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    model = GPT(config)
+    model = model_class(config)
     torch.set_default_dtype(default)
     initialise(model.named_parameters(), model.init_rules(), seed)
     generator = torch.Generator().manual_seed(seed + 1)

@@ -23,7 +23,8 @@ from megalith.checkpoint.reading import load, read_state, read_tensors
 from megalith.errors import CheckpointError, DataError, MegalithError
 from megalith.generate.crew import Crew
 from megalith.generate.reading import prepare_for_reading
-from megalith.models.family import understand
+from megalith.models.config import ModelConfig
+from megalith.models.family import ARCHITECTURE, understand
 from megalith.models.gpt import GPT
 from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
@@ -104,7 +105,7 @@ def load_model(
         source = native(found.folder)
     else:
         source = of_others(open_foreign(found.folder, config_file=config_file, tokenizer=tokenizer))
-    model_class, config = understand(source.state, where=str(source.folder))
+    model_class, config = understand_gpt(source.state, where=str(source.folder))
     crew.check(config)
     spelling, notices = _spelling(source, tokenizer, config.vocab_size)
     if precision == "auto" and source.dtype == torch.float64 and not source.exact:
@@ -120,6 +121,19 @@ def load_model(
         model.to(numbers.parameters)
     ready = prepare_for_reading(model, numbers.compute)
     return Loaded(ready, spelling, source.folder, source.state, crew, (*source.notices, *notices))
+
+
+def understand_gpt(state: Mapping[str, Any], *, where: str) -> tuple[type[GPT], ModelConfig]:
+    """Class and config of a model that predicts the next token. Errors: `CheckpointError` that names another family."""
+    model_class, config = understand(state, where=where)
+    if not issubclass(model_class, GPT):
+        family = state[ARCHITECTURE]["family"].upper()
+        raise CheckpointError(
+            f"this checkpoint is a {family}: generation and perplexity need a model that predicts the next token",
+            where=where,
+            fix="give a checkpoint of a GPT",
+        )
+    return model_class, config
 
 
 def native(folder: Path) -> Source:

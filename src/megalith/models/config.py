@@ -43,7 +43,10 @@ class RotaryScalingConfig(Section):
 
 
 class ModelConfig(Section):
-    """The architecture of a decoder-only model. Every field is stored with the weights."""
+    """The architecture of a decoder-only model, and what those of other families have in common with it.
+
+    Every field is stored with the weights.
+    """
 
     vocab_size: int = setting(..., "True vocabulary of the tokenizer.", unit="tokens", gt=0)
     num_layers: int = setting(12, "Transformer blocks.", gt=0)
@@ -131,12 +134,16 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> ModelConfig:
-        lines = [f"{p.where} {p.what}" + (f": {p.fix}" if p.fix else "") for p in ModelConfig.problems(self)]
+        lines = [f"{p.where} {p.what}" + (f": {p.fix}" if p.fix else "") for p in self.impossible()]
         if lines:
             raise ValueError("\n".join(lines))
         return self
 
     def problems(self) -> Iterable[Problem]:
+        """What a section reports; one that has more fields has more rules."""
+        return self.impossible()
+
+    def impossible(self) -> Iterator[Problem]:
         """Every combination of fields that cannot be built, each with what would be legal."""
         yield from self._shape_problems()
         yield from self._position_problems()
@@ -237,6 +244,47 @@ class ModelConfig(Section):
         """The longest sequence that the model can read at all; None when nothing but habit bounds it."""
         return self.max_position_embeddings if self.position_embedding_type == "learned_absolute" else None
 
+    def written_out(self) -> dict[str, Any]:
+        """The fields that may be null, with what null stands for."""
+        return {
+            "num_query_groups": self.kv_heads,
+            "kv_channels": self.head_dim,
+            "ffn_hidden_size": self.ffn_size,
+            "qkv_bias": self.has_qkv_bias,
+        }
+
+    def count_parameters(self, rows: int) -> int:
+        """How many numbers the model learns, with so many rows of the token table."""
+        final = self._norm if self.transformer_block_type == "pre_ln" else 0
+        positions = self._learned_positions + self._relative_biases
+        return self.num_layers * self._block(self.ffn_size) + self._tables(rows) + positions + final
+
+    def _block(self, hidden: int, *, across: bool = False) -> int:
+        """Parameters of one block whose feed-forward layer has this inner width."""
+        width, bias = self.hidden_size, int(self.bias)
+        inner, groups = self.num_attention_heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = (inner + 2 * groups) * (width + int(self.has_qkv_bias)) + width * (inner + bias)
+        inward = 2 if self.activation in GATED_ACTIVATIONS else 1
+        mlp = inward * hidden * (width + bias) + width * (hidden + bias)
+        return (attention + self._norm) * (2 if across else 1) + mlp + self._norm
+
+    def _tables(self, rows: int) -> int:
+        return rows * self.hidden_size * (1 if self.share_embeddings_and_output_weights else 2)
+
+    @property
+    def _norm(self) -> int:
+        return self.hidden_size * (2 if self.normalization == "layernorm" else 1)
+
+    @property
+    def _learned_positions(self) -> int:
+        learned = self.position_embedding_type == "learned_absolute"
+        return self.max_position_embeddings * self.hidden_size if learned else 0
+
+    @property
+    def _relative_biases(self) -> int:
+        relative = self.position_embedding_type == "relative"
+        return self.relative_attention_num_buckets * self.num_attention_heads if relative else 0
+
 
 def effective(config: ModelConfig) -> dict[str, Any]:
     """The fields that make the architecture, with what null stands for written out and what has no effect left out.
@@ -244,12 +292,7 @@ def effective(config: ModelConfig) -> dict[str, Any]:
     Two configs that are the same here are the same model.
     """
     found = config.model_dump(mode="json")
-    found |= {
-        "num_query_groups": config.kv_heads,
-        "kv_channels": config.head_dim,
-        "ffn_hidden_size": config.ffn_size,
-        "qkv_bias": config.has_qkv_bias,
-    }
+    found |= config.written_out()
     unused = {"rope": "rotary_", "relative": "relative_"}
     for kind, prefix in unused.items():
         if config.position_embedding_type != kind:
@@ -265,18 +308,4 @@ def divisors(number: int) -> list[int]:
 
 def num_parameters(config: ModelConfig, *, padded: bool = True) -> int:
     """How many numbers the model learns; `padded`: rows that pad the vocabulary counted too (as memory sees them)."""
-    width, hidden = config.hidden_size, config.ffn_size
-    inner, groups = config.num_attention_heads * config.head_dim, config.kv_heads * config.head_dim
-    rows = config.padded_vocab_size if padded else config.vocab_size
-    norm = width * (2 if config.normalization == "layernorm" else 1)
-    bias, qkv_bias = int(config.bias), int(config.has_qkv_bias)
-    attention = (inner + 2 * groups) * (width + qkv_bias) + width * (inner + bias)
-    inward = 2 if config.activation in GATED_ACTIVATIONS else 1
-    mlp = inward * hidden * (width + bias) + width * (hidden + bias)
-    tables = rows * width * (1 if config.share_embeddings_and_output_weights else 2)
-    positions = {
-        "learned_absolute": config.max_position_embeddings * width,
-        "relative": config.relative_attention_num_buckets * config.num_attention_heads,
-    }.get(config.position_embedding_type, 0)
-    final = norm if config.transformer_block_type == "pre_ln" else 0
-    return config.num_layers * (attention + mlp + 2 * norm) + tables + positions + final
+    return config.count_parameters(config.padded_vocab_size if padded else config.vocab_size)

@@ -12,13 +12,22 @@ from pydantic import ValidationError
 from torch import nn
 
 from megalith.errors import CheckpointError
+from megalith.models.bert import Bert
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
+from megalith.models.encdec import EncoderDecoder
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.models.gpt import GPT
 
 ARCHITECTURE = "architecture"
 """Key of a checkpoint's state."""
 
-FAMILIES: Mapping[str, tuple[type[nn.Module], type[ModelConfig]]] = {"gpt": (GPT, ModelConfig)}
+FAMILIES: Mapping[str, tuple[type[nn.Module], type[ModelConfig]]] = {
+    "gpt": (GPT, ModelConfig),
+    "bert": (Bert, BertConfig),
+    "t5": (EncoderDecoder, EncoderDecoderConfig),
+    "bart": (EncoderDecoder, EncoderDecoderConfig),
+}
 
 
 def describe(family: str, config: ModelConfig) -> dict[str, Any]:

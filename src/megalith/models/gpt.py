@@ -1,6 +1,6 @@
 """GPT: a decoder-only model. A loop that skips absent parts, so a pipeline stage is this model with layers deleted.
 
-Knows the order of layers, what they share, and the table of initial numbers. Knows nothing of processes, optimizers or
+Knows the order of layers and what they share. Knows nothing of processes, optimizers or
 text; names no axis itself (its layers do).
 
     tokens ─ token_embedding (+ position_embedding) ─ drop ─ blocks ─ final_norm ─▶ hidden ─┬─ logits
@@ -11,45 +11,23 @@ Legend: B batch, T time, D width, V true vocabulary
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from megalith.errors import UnsupportedError
 from megalith.models.config import ModelConfig
-from megalith.nn.attention import AttentionSpec, Shared
-from megalith.nn.block import Block, BlockSpec
+from megalith.models.stack import Blocks, LanguageModel, angle_dtype, block_spec, relative_bias, rotary
+from megalith.nn.attention import Shared
+from megalith.nn.block import Block
 from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_EMBEDDING, Dropout, layer_keys
 from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.loss import CrossEntropy, LossTerm
-from megalith.nn.mlp import MLPSpec
 from megalith.nn.norm import make_norm
-from megalith.nn.position import RelativeBias, Rotary, RotaryScaling
-from megalith.nn.precision import set_compute_dtype
 from megalith.nn.visibility import Lookback
 
-Rule = tuple[str, tuple[str, float] | float]
 
-
-class Blocks(nn.ModuleDict):
-    """Blocks by layer number; prints equal neighbours once."""
-
-    def __repr__(self) -> str:
-        lines, run = [], []
-        for name, block in [*self.items(), ("", None)]:
-            if run and repr(block) != repr(run[-1][1]):
-                names = run[0][0] if len(run) == 1 else f"{run[0][0]}-{run[-1][0]}"
-                count = "" if len(run) == 1 else f"{len(run)} × "
-                lines.append(f"({names}): {count}{run[0][1]!r}")
-                run = []
-            run.append((name, block))
-        body = "\n".join(lines).replace("\n", "\n  ")
-        return f"{type(self).__name__}(\n  {body}\n)" if lines else f"{type(self).__name__}()"
-
-
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """`first` and `last` say which ends of the model this stage holds; names of parameters are the whole model's."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,7 +41,7 @@ class GPT(nn.Module):
         if config.position_embedding_type == "learned_absolute":
             self.position_embedding = PositionEmbedding(config.max_position_embeddings, width)
         self.drop_embedding = Dropout(config.hidden_dropout, SITE_EMBEDDING)
-        self.relative_bias = relative_bias(config)
+        self.relative_bias = relative_bias(config, bidirectional=False)
         self.lookback = Lookback()
         self.rotary = rotary(config)
         spec = block_spec(config)
@@ -129,25 +107,6 @@ class GPT(nn.Module):
         total = self.cross_entropy(hidden, self.head_weight, targets, self.loss_rows)
         return {"lm": LossTerm(total, (targets >= 0).sum())}
 
-    @property
-    def head_table(self) -> TokenEmbedding:
-        """The table whose rows are compared with hidden states."""
-        return self.token_embedding if self.head is None else self.head
-
-    @property
-    def head_weight(self) -> nn.Parameter:
-        """Its weight, (padded vocabulary, D)."""
-        return self.head_table.weight
-
-    def set_compute_dtype(self, dtype: torch.dtype | None, residual_dtype: torch.dtype | None = None) -> None:
-        """Matrix products in `dtype` (None: the parameters'); the residual stream in `residual_dtype` (None: likewise)."""
-        set_compute_dtype(self, dtype)
-        self.residual_dtype = residual_dtype
-
-    def train_padding(self) -> None:
-        """From now on the loss's softmax runs over the rows that pad the vocabulary, too, as Megatron's does."""
-        self.loss_rows = self.config.padded_vocab_size
-
     def new_cache(self, batch: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty key-value cache for this stage's layers, where its weights are. Attention over it runs in its `dtype`.
 
@@ -178,10 +137,6 @@ class GPT(nn.Module):
                 del self.token_embedding
         if not self.last:
             self.final_norm = self.head = None
-
-    def init_rules(self) -> list[Rule]:
-        """Ordered (pattern of the parameter's name, ("normal", std) or a constant): the first that matches decides."""
-        return init_rules(self.config)
 
     def _check(self, x: torch.Tensor, documents: torch.Tensor | None, cache: KVCache) -> None:
         cache.check(x.shape[0], x.shape[1])
@@ -214,73 +169,4 @@ class GPT(nn.Module):
         )
         if self.rotary is None:
             return Shared(visibility)
-        return Shared(visibility, self.rotary.angles(positions, self._angle_dtype()))
-
-    def _angle_dtype(self) -> torch.dtype:
-        weight = next(self.parameters(), torch.empty(0))  # a stage may hold nothing
-        return torch.promote_types(weight.dtype, torch.float32)
-
-
-def block_spec(config: ModelConfig) -> BlockSpec:
-    """The options of every block of a model."""
-    wiring = config.transformer_block_type
-    attention = AttentionSpec(
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        qkv_bias=config.has_qkv_bias,
-        out_bias=config.bias,
-        scale=config.attention_scale,
-        dropout=config.attention_dropout,
-        rotary=rotary(config),
-        core=config.attention_core,
-    )
-    return BlockSpec(
-        attention=attention,
-        mlp=MLPSpec(config.hidden_size, config.ffn_size, config.activation, config.bias),
-        norm=config.normalization,
-        eps=config.layernorm_epsilon,
-        dropout=config.hidden_dropout,
-        wiring="pre_ln_residual_after_norm" if config.apply_residual_connection_post_layernorm else wiring,
-    )
-
-
-def rotary(config: ModelConfig) -> Rotary | None:
-    """The rotary angles of a model, None when it has none."""
-    if config.position_embedding_type != "rope":
-        return None
-    scaling = None
-    if (asked := config.rotary_scaling) is not None:
-        scaling = RotaryScaling(
-            asked.type,
-            asked.factor,
-            asked.low_freq_factor,
-            asked.high_freq_factor,
-            asked.original_max_position_embeddings,
-        )
-    return Rotary(config.rotary_channels, config.rotary_base, config.rotary_interleaved, scaling)
-
-
-def relative_bias(config: ModelConfig) -> RelativeBias | None:
-    """The relative bias of a model, causal: all buckets look back."""
-    if config.position_embedding_type != "relative":
-        return None
-    return RelativeBias(
-        config.relative_attention_num_buckets,
-        config.relative_attention_max_distance,
-        config.num_attention_heads,
-        bidirectional=False,
-    )
-
-
-def init_rules(config: ModelConfig) -> list[Rule]:
-    """GPT-2's and Megatron's initial numbers: N(0, std); std / √(2L) for what writes to the residual stream."""
-    std = config.init_method_std
-    residual = std / math.sqrt(2 * config.num_layers) if config.use_scaled_init_method else std
-    return [
-        (r"(^|\.)\w*norm\w*\.weight$", 1.0),
-        (r"\.bias$", 0.0),
-        (r"\.(attention\.out|mlp\.down)\.weight$", ("normal", residual)),
-        (r"\.weight$", ("normal", std)),
-    ]
+        return Shared(visibility, self.rotary.angles(positions, angle_dtype(self)))

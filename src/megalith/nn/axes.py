@@ -9,6 +9,17 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Axis = Literal[
-    "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "layers", "position", "norm"
+    "vocab",
+    "embed",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp",
+    "experts",
+    "layers",
+    "position",
+    "types",
+    "labels",
+    "norm",
 ]
 AXES: tuple[str, ...] = get_args(Axis)

@@ -21,7 +21,7 @@ from torch.nn.attention.bias import CausalBias
 from torch.nn.attention.flex_attention import flex_attention
 
 from megalith.errors import UnsupportedError
-from megalith.nn.dropout import SITE_PROBABILITIES, ProbabilityDropout
+from megalith.nn.dropout import ProbabilityDropout
 from megalith.nn.precision import at_least_fp32
 from megalith.nn.visibility import Visibility, as_mask, document_lengths
 
@@ -48,6 +48,8 @@ class CoreSpec(Protocol):
     def dropout(self) -> float: ...
     @property
     def core(self) -> CoreName: ...
+    @property
+    def site(self) -> int: ...
 
 
 def make_core(spec: CoreSpec) -> nn.Module:
@@ -196,7 +198,7 @@ class EagerCore(nn.Module):
     def __init__(self, spec: CoreSpec) -> None:
         super().__init__()
         self.scale = spec.head_dim**-0.5 if spec.scale is None else spec.scale
-        self.drop = ProbabilityDropout(spec.dropout, SITE_PROBABILITIES)
+        self.drop = ProbabilityDropout(spec.dropout, spec.site)
 
     def wants_blocks(self, device: torch.device) -> bool:
         return False

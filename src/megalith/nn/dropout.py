@@ -15,7 +15,16 @@ import torch
 from torch import nn
 
 SITE_EMBEDDING, SITE_ATTENTION, SITE_MLP, SITE_PROBABILITIES = 0, 1, 2, 3
-_SITES = ("embedding", "attention", "mlp", "probabilities")
+SITE_CROSS, SITE_CROSS_PROBABILITIES, SITE_DECODER_EMBEDDING = 4, 5, 6
+_SITES = (
+    "embedding",
+    "attention",
+    "mlp",
+    "probabilities",
+    "cross",
+    "cross probabilities",
+    "decoder embedding",
+)
 _WORD = 0xFFFFFFFF
 _MULTIPLIER = 0x45D9F3B
 

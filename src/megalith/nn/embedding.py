@@ -28,10 +28,14 @@ class TokenEmbedding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         return F.embedding(tokens, self.weight)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(…, D) → (…, V): the true vocabulary's, in the compute dtype. Padded rows are cut off before the product."""
+    def logits(self, hidden: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """(…, D) → (…, V): the true vocabulary's, in the compute dtype. Padded rows are cut off before the product.
+
+        `bias` (padded vocabulary,): a number of its own for each token (`OutputBias`).
+        """
         hidden = hidden.to(self.compute_dtype or hidden.dtype)
-        return F.linear(hidden, self.weight[: self.vocabulary].to(hidden.dtype))
+        bias = None if bias is None else bias[: self.vocabulary].to(hidden.dtype)
+        return F.linear(hidden, self.weight[: self.vocabulary].to(hidden.dtype), bias)
 
     def extra_repr(self) -> str:
         padded, width = self.weight.shape
@@ -40,6 +44,18 @@ class TokenEmbedding(nn.Module):
 
 class OutputHead(TokenEmbedding):
     """The table of an untied head; multiplied, never looked up, by `logits` and by the loss."""
+
+
+class OutputBias(nn.Module):
+    """What is added to each token's logit. `bias` is (padded vocabulary,); used by `logits` and by the loss."""
+
+    def __init__(self, padded: int) -> None:
+        super().__init__()
+        self.axes = ("vocab",)
+        self.bias = nn.Parameter(torch.empty(padded))
+
+    def extra_repr(self) -> str:
+        return f"{self.bias.shape[0]}, axes=(vocab)"
 
 
 class PositionEmbedding(nn.Module):
@@ -66,3 +82,15 @@ class PositionEmbedding(nn.Module):
     def extra_repr(self) -> str:
         length, width = self.weight.shape
         return f"{length} × {width}, axes=(position, embed)"
+
+
+class TypeEmbedding(PositionEmbedding):
+    """Learned token types (which of two texts a token is of), looked up as positions are: (B, T) → (B, T, D)."""
+
+    def __init__(self, types: int, width: int) -> None:
+        super().__init__(types, width)
+        self.axes = ("types", "embed")
+
+    def extra_repr(self) -> str:
+        types, width = self.weight.shape
+        return f"{types} × {width}, axes=(types, embed)"

@@ -56,14 +56,22 @@ class CrossEntropy(nn.Module):
         self.value: Value = chunk_sum
 
     def forward(
-        self, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocabulary: int
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        vocabulary: int,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """hidden (B, T, D), head weight (≥ V, D), targets (B, T) with −1 not counted → scalar sum, fp32 at least."""
+        """hidden (…, D), head weight (≥ V, D), targets (…) with −1 not counted → scalar sum, fp32 at least.
+
+        `bias` (≥ V,) is added to the logits.
+        """
         dtype = self.compute_dtype or hidden.dtype
         learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         chunk = self.chunk or CHUNK.get(hidden.device.type, max(CHUNK.values()))
         plan = _Plan(vocabulary, chunk, dtype, learns, self.elementwise, self.value)
-        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), plan)
+        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, targets.flatten(), plan)
 
     def extra_repr(self) -> str:
         return f"{self.chunk} rows at a time" if self.chunk else ""
@@ -79,46 +87,57 @@ class _Plan(NamedTuple):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """(N, D), (≥ V, D), (N,) → scalar. See the module's drawing; an argument that needs no gradient costs none."""
+    """(N, D), (≥ V, D), (≥ V,) or None, (N,) → scalar. See the module's drawing; an argument that needs no gradient costs none."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, plan: _Plan
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        plan: _Plan,
     ) -> torch.Tensor:
         wide = at_least_fp32(hidden)
         columns = product_columns(plan.vocabulary, weight)
         table = weight[:columns].to(plan.dtype)
+        shift = None if bias is None else bias[: plan.vocabulary].to(plan.dtype)
         total = torch.zeros((), dtype=wide, device=hidden.device)
-        wants = [plan.learns and need for need in ctx.needs_input_grad[:2]]
+        wants = [plan.learns and need for need in ctx.needs_input_grad[:3]]
         hidden_gradient = torch.empty_like(hidden) if wants[0] else None
         weight_gradient = torch.empty_like(weight) if wants[1] else None
+        bias_gradient = torch.zeros_like(bias) if bias is not None and wants[2] else None
         if weight_gradient is not None:
             weight_gradient[columns if len(hidden) else 0 :] = 0
         for begin in range(0, hidden.shape[0], plan.chunk):
             rows = slice(begin, begin + plan.chunk)
             h = hidden[rows].to(plan.dtype)
             if not any(wants):
-                total += plan.value(chunk_logits(h, table, plan.vocabulary), targets[rows], wide)
+                total += plan.value(chunk_logits(h, table, plan.vocabulary, shift), targets[rows], wide)
                 continue
-            part, gradient = plan.elementwise(chunk_logits(h, table, plan.vocabulary), targets[rows], wide)
+            part, gradient = plan.elementwise(
+                chunk_logits(h, table, plan.vocabulary, shift), targets[rows], wide
+            )
             total += part
+            if bias_gradient is not None:
+                bias_gradient[: plan.vocabulary] += gradient.sum(0, dtype=bias_gradient.dtype)
             if columns > plan.vocabulary:
                 gradient = F.pad(gradient, (0, columns - plan.vocabulary))
             if hidden_gradient is not None:
                 hidden_gradient[rows] = gradient @ table
             if weight_gradient is not None:
                 accumulate(weight_gradient[:columns], gradient.T @ h, first=begin == 0)
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_gradient, weight_gradient = (
+        gradients = (
             None if gradient is None else gradient * upstream.to(gradient.dtype)
             for gradient in ctx.saved_tensors
         )
-        return hidden_gradient, weight_gradient, None, None
+        return *gradients, None, None
 
 
 def product_columns(vocabulary: int, weight: torch.Tensor) -> int:
@@ -128,10 +147,13 @@ def product_columns(vocabulary: int, weight: torch.Tensor) -> int:
     return min(-(-vocabulary // ALIGNED_COLUMNS) * ALIGNED_COLUMNS, weight.shape[0])
 
 
-def chunk_logits(hidden: torch.Tensor, table: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """(N, D), (≥ V, D) → (N, V); what the table has beyond the vocabulary is multiplied and cut off."""
+def chunk_logits(
+    hidden: torch.Tensor, table: torch.Tensor, vocabulary: int, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(N, D), (≥ V, D), (V,) → (N, V); what the table has beyond the vocabulary is multiplied and cut off."""
     logits = hidden @ table.T
-    return logits if logits.shape[-1] == vocabulary else logits[:, :vocabulary]
+    logits = logits if logits.shape[-1] == vocabulary else logits[:, :vocabulary]
+    return logits if bias is None else logits.add_(bias)
 
 
 def softmax_minus_one_hot(

@@ -1,7 +1,7 @@
 """Which keys each query may look at, and what is added to its score: made once a forward, shared by all layers.
 
-Four forms, the cheapest that says it: `causal` (a flag, no tensor), `documents` (numbers, from which a core makes what it
-likes best), `mask` (a tensor), `blocks` (flex attention's block mask). Of T queries and S keys the queries are the last.
+Five forms, the cheapest that says it: `causal` (a flag, no tensor), `lengths` and `documents` (numbers, from which a core makes
+what it likes best), `mask` (a tensor), `blocks` (flex attention's block mask); none of them: everyone sees everyone. Of T queries and S keys the queries are the last.
 Knows nothing of heads, weights or kernels.
 
 Legend: B batch, T queries, S keys, H heads
@@ -19,10 +19,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 class Visibility(NamedTuple):
-    """`mask` is (1 or B, 1 or H, T, S): bool, True where a query may look, or a float to add (−inf: may not), or the
+    """`mask` is (1 or B, 1 or H, 1 or T, S): bool, True where a query may look, or a float to add (−inf: may not), or the
     triangle that a GPU's kernel knows without its numbers.
 
-    `documents` (B, S): causal, and within the same number only. At most one of the four is set.
+    `documents` (B, S): causal, and within the same number only. `lengths` (B,), at least 1: the keys before each row's
+    padding, whatever the query. At most one of the five is set.
     """
 
     causal: bool = False
@@ -31,6 +32,7 @@ class Visibility(NamedTuple):
     blocks: BlockMask | None = None
     first: int = 0
     """The place of the first query in its sequence, by which dropout is keyed."""
+    lengths: torch.Tensor | None = None
 
 
 class Lookback(nn.Module):
@@ -68,6 +70,40 @@ class Lookback(nn.Module):
             keys = torch.arange(end, device=device)
             visibility = with_bias(visibility, bias(keys[start:], keys))
         return visibility._replace(first=start)
+
+
+class Lookaround(nn.Module):
+    """Who sees whom where only padding is hidden: an encoder's tokens one another, a decoder's tokens an encoder's.
+
+    A module without parameters, so that a pass can put another in its place.
+    """
+
+    def forward(
+        self,
+        queries: int,
+        keys: int,
+        device: torch.device,
+        *,
+        lengths: torch.Tensor | None = None,
+        bias: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> Visibility:
+        """Of `keys` columns, row i has `lengths` (B,)[i] tokens and then padding; None: no row has any.
+
+        `bias`: (T,) places of queries and (S,) of keys → what is added to scores. A row without a token would look at
+        nothing, which has no softmax: it looks at its first filler.
+        """
+        visibility = Visibility(lengths=None if unpadded(lengths, keys) else lengths.clamp(min=1))
+        if bias is not None:
+            places = torch.arange(max(queries, keys), device=device)
+            visibility = with_bias(visibility, bias(places[:queries], places[:keys]))
+        return visibility
+
+
+def unpadded(lengths: torch.Tensor | None, keys: int) -> bool:
+    """Is every row full? On a GPU only None says so, since its numbers would have to be waited for."""
+    if lengths is None:
+        return True
+    return lengths.device.type == "cpu" and bool((lengths >= keys).all())
 
 
 def causal_visibility(queries: int, keys: int, device: torch.device) -> Visibility:
@@ -133,4 +169,6 @@ def as_mask(visibility: Visibility, queries: int, keys: int, device: torch.devic
         return triangle(queries, keys, device)
     if visibility.documents is not None:
         return document_mask(visibility.documents, queries)
+    if visibility.lengths is not None:
+        return (torch.arange(keys, device=device) < visibility.lengths[:, None])[:, None, None]
     return visibility.mask

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from megalith.models.stack import named_blocks
 from megalith.parallel.compile import compile_block, compile_loss
 from megalith.parallel.context import share_context
 from megalith.parallel.data import share_data
@@ -35,13 +36,13 @@ def build(
     numbers, device = precision_of(precision), device or topology.device
     with torch.device("meta"):
         whole = model_class(config).to(numbers.parameters)
-    rules, stages = whole.init_rules(), split(whole, topology, len(whole.blocks))
+    rules, stages = whole.init_rules(), split(whole, topology, len(named_blocks(whole)))
     for stage in stages:
         share_tensors(stage, topology)
         share_context(stage, topology)
         stage.set_compute_dtype(numbers.compute)
-        for name, block in stage.blocks.items():
-            materialise(block, rules, seed, device=device, prefix=f"blocks.{name}.")
+        for name, block in named_blocks(stage).items():
+            materialise(block, rules, seed, device=device, prefix=f"{name}.")
             if compile:
                 compile_block(block)
             share_data(block, topology)

@@ -100,9 +100,10 @@ class VocabParallelEmbedding(TokenEmbedding):
         x = F.embedding(row.masked_fill(outside, 0), weight).masked_fill(outside[..., None], 0)
         return self.shares.leave(x)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         hidden = self.shares.enter(hidden.to(self.compute_dtype or hidden.dtype))
-        part = F.linear(hidden, local(self.weight, hidden.dtype))
+        added = None if bias is None else local(bias, hidden.dtype)
+        part = F.linear(hidden, local(self.weight, hidden.dtype), added)
         return collectives.join(part, self.shares.group)[..., : self.vocabulary]
 
     def extra_repr(self) -> str:
@@ -125,7 +126,12 @@ class VocabParallelCrossEntropy(CrossEntropy):
         self.elementwise, self.value = softmax, softmax.value
 
     def forward(
-        self, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocabulary: int
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        vocabulary: int,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         hidden = self.shares.enter(hidden.to(self.compute_dtype or hidden.dtype))
         table = local(weight)
@@ -134,7 +140,7 @@ class VocabParallelCrossEntropy(CrossEntropy):
         column = targets - first
         inside = (column >= 0) & (column < held)
         mine = torch.where(inside, column, torch.where(targets >= 0, held, -1))
-        return super().forward(hidden, table, mine, held)
+        return super().forward(hidden, table, mine, held, None if bias is None else local(bias))
 
 
 class ShardedSoftmax:

@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megalith.errors import ConfigError, Problem, UnsupportedError
+from megalith.models.stack import named_blocks, towers
+from megalith.nn.attention import Attention
 from megalith.topology.topology import Topology
 
 Forward = Callable[..., Any]
@@ -70,17 +72,22 @@ def check_recompute(topology: Topology, recompute: Recompute | None) -> None:
 
 
 def recompute_blocks(stage: nn.Module, how: Recompute) -> None:
-    """Wrap a stage's blocks. Evaluation and generation (no gradients) run the wrapped forward directly."""
-    blocks = list(stage.blocks.values())
+    """Wrap a stage's blocks; of an encoder-decoder, those of either side. Evaluation and generation (no gradients) run the
+    wrapped forward directly."""
     if how.granularity == "selective":
-        for block in blocks:
-            block.attention.core.forward = checkpointed(block.attention.core.forward)
-    elif how.method == "block":
-        for block in blocks[: how.layers]:
-            block.forward = checkpointed(block.forward)
-    else:
-        for first in range(0, len(blocks), how.layers):
-            _join(blocks[first : first + how.layers])
+        for block in named_blocks(stage).values():
+            for module in block.modules():
+                if isinstance(module, Attention):
+                    module.core.forward = checkpointed(module.core.forward)
+        return
+    for tower in towers(stage):
+        blocks = list(tower.values())
+        if how.method == "block":
+            for block in blocks[: how.layers]:
+                block.forward = checkpointed(block.forward)
+        else:
+            for first in range(0, len(blocks), how.layers):
+                _join(blocks[first : first + how.layers])
 
 
 def checkpointed(forward: Forward) -> Forward:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from megalith.nn.attention import Attention
 from megalith.nn.dropout import Dropout, ProbabilityDropout
-from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
+from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.linear import Linear
 from megalith.nn.loss import CrossEntropy
 from megalith.nn.norm import LayerNorm, RMSNorm
@@ -51,6 +51,8 @@ def _share(module: nn.Module, shares: Shares, topology: Topology) -> None:
         head = isinstance(module, OutputHead)
         become(module, layers.VocabParallelHead if head else layers.VocabParallelEmbedding, shares)
         _shard(module, topology, weight=0)
+    elif isinstance(module, OutputBias):
+        _shard(module, topology, bias=0)
     elif isinstance(module, CrossEntropy):
         become(module, layers.VocabParallelCrossEntropy, shares).swapped()
     elif isinstance(module, RelativeBias):
