@@ -213,3 +213,32 @@ def test_compiled_elementwise_is_the_same():
     assert close(found, whole(hidden, weight, targets))
     assert close(gradients[0], wanted[0])
     assert close(gradients[1], wanted[1])
+
+
+@pytest.mark.parametrize("columns", [V, PADDED])
+@pytest.mark.parametrize("chunk", [4, 512])
+def test_a_bias_of_the_logits(monkeypatch, chunk, columns):
+    hidden, weight, targets = make()
+    bias = torch.randn(PADDED, dtype=torch.float64).requires_grad_()
+    logits = F.linear(hidden, weight[:V], bias[:V]).flatten(0, 1)
+    expected = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction="sum")
+    wanted = torch.autograd.grad(expected * 0.3, (hidden, weight, bias))
+    monkeypatch.setattr("megalith.nn.loss.product_columns", lambda vocabulary, weight: columns)
+    found = CrossEntropy(chunk)(hidden, weight, targets, V, bias)
+    assert close(found, expected)
+    for gradient, right in zip(torch.autograd.grad(found * 0.3, (hidden, weight, bias)), wanted, strict=True):
+        assert close(gradient, right)
+    with torch.no_grad():
+        assert close(CrossEntropy(chunk)(hidden, weight, targets, V, bias), expected)
+
+
+def test_a_frozen_bias_and_no_rows():
+    hidden, weight, targets = make()
+    bias = torch.ones(PADDED, dtype=torch.float64)
+    CrossEntropy()(hidden, weight, targets, V, bias).backward()
+    assert bias.grad is None
+    bias.requires_grad_()
+    hidden, weight, targets = make()
+    CrossEntropy()(hidden[:0], weight, targets[:0], V, bias).backward()
+    assert bias.grad.eq(0).all()
+    assert weight.grad.eq(0).all()

@@ -70,7 +70,7 @@ class EncoderDecoder(LanguageModel):
         training with dropout). Errors: `UnsupportedError` for too long a sequence.
         """
         memory = self.encode(encoder_tokens, encoder_lengths, keys)
-        return self.decode(tokens, memory, encoder_lengths, keys)
+        return self.decode(tokens, memory, encoder_lengths, keys, source=encoder_tokens.shape[1])
 
     def encode(
         self,
@@ -89,10 +89,15 @@ class EncoderDecoder(LanguageModel):
         memory: torch.Tensor,
         lengths: torch.Tensor | None = None,
         keys: torch.Tensor | None = None,
+        *,
+        source: int | None = None,
     ) -> torch.Tensor:
-        """(B, T) tokens and the memory (B, S, D) of an encoder that read `lengths` (B,) tokens → (B, T, D)."""
+        """(B, T) tokens and the memory (B, S, D) of an encoder that read `lengths` (B,) tokens → (B, T, D).
+
+        `source`: S, where the memory is a part of the sequence only.
+        """
         stack, positions = self.decoder, torch.arange(tokens.shape[1], device=tokens.device)
-        across = stack.look_across(tokens.shape[1], memory.shape[1], tokens.device, lengths=lengths)
+        across = stack.look_across(tokens.shape[1], source or memory.shape[1], tokens.device, lengths=lengths)
         shared = stack.share(positions, tokens.device)._replace(memory=memory, across=across)
         return stack.leave(stack.run(self.embed(stack, tokens, positions, keys), shared, keys))
 

@@ -75,6 +75,7 @@ class EncoderDecoderConfig(ModelConfig):
         """The fields that may be null, with what null stands for."""
         return {
             **super().written_out(),
+            "num_layers": self.encoder_layers,
             "encoder_num_layers": self.encoder_layers,
             "decoder_num_layers": self.decoder_layers,
             "decoder_ffn_hidden_size": self.decoder_ffn_size,
