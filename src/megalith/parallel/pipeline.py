@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import (
-    PipelineStage,
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
@@ -26,6 +25,7 @@ from torch.distributed.pipelining import (
 )
 
 from megalith.parallel.data import local_gradient
+from megalith.parallel.stage import Stage
 from megalith.topology.topology import Topology
 
 Loss = Callable[[torch.Tensor, int], torch.Tensor]
@@ -96,10 +96,10 @@ class Pipeline:
             )
         return self._schedules[key]
 
-    def _stage(self, index: int, model: nn.Module, size: int, length: int) -> PipelineStage:
+    def _stage(self, index: int, model: nn.Module, size: int, length: int) -> Stage:
         activation = self._activation(size, length, "meta").requires_grad_()
         tokens = torch.empty(size, length, dtype=torch.long, device="meta")
-        return PipelineStage(
+        return Stage(
             model,
             index,
             self.topology.sizes.stages,

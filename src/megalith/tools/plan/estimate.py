@@ -2,7 +2,7 @@
 
     many layers a stage     two rehearsals with few, and a straight line through both, phase by phase
     a long pipeline         three ranks stand for the first, those between, and the last
-    many micro-batches      those that are in flight at the same time each keep what one keeps; so do buffers to receive into
+    many micro-batches      those in flight at the same time each keep what one keeps; all are in the batch, or wait to be sent
 
 Layers of a stage are alike, so the line is exact (tests compare it with whole rehearsals). Knows layouts. Runs nothing itself.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from megalith.tools.plan.ledger import P2P
+from megalith.tools.plan.ledger import BATCH, P2P
 from megalith.tools.plan.rehearsal import ACTIVATIONS, Case, Rehearsal, rehearse
 from megalith.topology.sizes import Sizes
 from megalith.topology.traffic import Sent
@@ -118,7 +118,7 @@ def extrapolate(short: Rehearsal, long: Rehearsal, position: float) -> Rehearsal
 
 
 def _whole(case: Case, stage: int, found: Rehearsal) -> Estimate:
-    """With the micro-batches that are in flight, and the buffers that torch's schedules make for each of them."""
+    """With the micro-batches that are in flight, and of all of them the batch, and what a schedule keeps that it sent."""
     sizes, count = case.sizes, case.micro_batches
     small, place = _small(case, stage, [1] * sizes.virtual_pipeline)
     flying = in_flight(sizes, stage, count)
@@ -131,7 +131,8 @@ def _whole(case: Case, stage: int, found: Rehearsal) -> Estimate:
         peaks[phase] = parts.copy()
         if sizes.pipeline > 1:
             peaks[phase][ACTIVATIONS] += more * found.kept
-            peaks[phase][P2P] = round(parts[P2P] * count / found.count)
+            for part in (P2P, BATCH):
+                peaks[phase][part] = round(parts[part] * count / found.count)
     phase = max(peaks, key=lambda name: sum(peaks[name].values()))
     return Estimate(stage, found.rest, peaks[phase], phase, found.kept, flying, sent)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WORKING, EXCHANGE, P2P = "working memory", "exchange buffers", "send, receive buffers"
+WORKING, EXCHANGE, P2P, BATCH = "working memory", "exchange buffers", "sends under way", "batch"
 
 
 @dataclass(eq=False)

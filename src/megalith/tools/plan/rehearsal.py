@@ -30,7 +30,7 @@ from megalith.optim.config import OptimConfig
 from megalith.optim.groups import parameter_groups
 from megalith.parallel.apply import build
 from megalith.parallel.memory import Recompute
-from megalith.tools.plan.ledger import EXCHANGE, P2P, WORKING, Ledger, local_tensor
+from megalith.tools.plan.ledger import BATCH, EXCHANGE, P2P, WORKING, Ledger, local_tensor
 from megalith.tools.plan.shapes import Shapes, pretend, shared_names
 from megalith.topology.launch import fake
 from megalith.topology.sizes import Sizes
@@ -39,7 +39,7 @@ from megalith.topology.traffic import Sent, Traffic
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer state"
 GATHERED, ACTIVATIONS, LOSS = "gathered weights", "activations", "logits and loss"
-PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, GATHERED, EXCHANGE, ACTIVATIONS, P2P, LOSS, WORKING)
+PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, GATHERED, EXCHANGE, ACTIVATIONS, P2P, LOSS, BATCH, WORKING)
 FORWARD, BACKWARD, END = "forward", "backward", "end of the backward"
 """Phases whose peaks are kept apart, for each is a linear function of the number of layers, and their largest is not."""
 
@@ -110,11 +110,10 @@ class Run:
         self._listen()
         case, share = self.case, self._share()
         run = run_pipeline if self.forward.pipeline else accumulate
-        if (
-            self.forward.pipeline
-        ):  # schedules make all buffers first; but for 1f1b they wait for their sends at the end
-            self.ledger.context = P2P
-            self.ledger.sent = None if case.sizes.schedule == "1f1b" else []
+        if self.forward.pipeline is not None:
+            self.ledger.context = BATCH
+            if case.sizes.schedule != "1f1b":
+                self.ledger.sent = []  # these schedules wait for all their sends at the end
         run(self.forward, share, seed=case.seed, step=0)
         self.ledger.sent = None
         self.marks.append(self.traffic.sent.copy())
@@ -165,8 +164,11 @@ class Run:
                     module.register_forward_pre_hook(lambda *_: self._context(LOSS))
                     module.register_forward_hook(lambda *_: self._after_loss())
 
-    def _begin(self, *_: Any) -> None:
+    def _begin(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.marks.append(self.traffic.sent.copy())
+        piece = self.ledger.piece(inputs[0])
+        if piece is not None and not module.first:  # asked for before the first forward
+            piece.context = WORKING
         self.ledger.context = WORKING
         self.ledger.enter_phase(FORWARD)
 

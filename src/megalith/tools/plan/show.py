@@ -19,7 +19,7 @@ from megalith.tools.plan.remedies import Remedy
 from megalith.tools.plan.speed import STEP_TIME
 from megalith.topology.traffic import GATHER, SCATTER, SEND, SUM
 
-COLOURS = dict(zip(PARTS, ("blue", "cyan", "magenta", "bright_blue", "bright_black", "green", "yellow", "bright_yellow", "bright_red"), strict=True))  # fmt: skip
+COLOURS = dict(zip(PARTS, ("blue", "cyan", "magenta", "bright_blue", "bright_black", "green", "yellow", "bright_yellow", "white", "bright_red"), strict=True))  # fmt: skip
 NAMES, BAR = 23, 28
 """Columns of the names, and of a bar that is as long as the device has memory."""
 WORDS = {SUM: "sums", GATHER: "gathers", SCATTER: "scatters", SEND: "sends"}
