@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,14 +90,14 @@ def config_of(name: str) -> ModelConfig:
 
 
 def peak(work: str) -> str:
-    """Python that prints what `work` needs of memory beyond what its imports do, as JSON."""
+    """Python that does `work` and prints how many bytes of memory it took beyond what its imports do."""
     return f"""
-import json, re, sys
-def kept(key):
+import json, re
+def memory(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 from megalith.checkpoint.convert.convert import Plan, convert
 from megalith.checkpoint.convert.to_megatron import Sizes
-before = kept("VmRSS")
+before = memory("VmRSS")
 {work}
-print(json.dumps({json.dumps("grown")!s} and {{"grown": kept("VmHWM") - before, "before": before}}))
+print(json.dumps({{"grown": memory("VmHWM") - before}}))
 """

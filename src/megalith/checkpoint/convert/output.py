@@ -36,9 +36,10 @@ class _File:
 
 
 class _Writer:
-    """The thread. After an error it takes what it is given and does nothing."""
+    """The thread. After an error, or once `abandoned`, it takes what it is given and does nothing."""
 
     def __init__(self) -> None:
+        self.abandoned = False
         self.error: OSError | None = None
         self._queue: queue.Queue[tuple[_File, memoryview] | None] = queue.Queue(AHEAD)
         self._thread = threading.Thread(target=self._run, name="conversion-write", daemon=True)
@@ -60,7 +61,7 @@ class _Writer:
             file, chunk = item
             item = None  # the block's tensor may be let go as soon as it is written
             try:
-                if self.error is None:
+                if self.error is None and not self.abandoned:
                     file.take(chunk)
             except OSError as error:
                 self.error = error
@@ -78,6 +79,9 @@ def write_files(
             for path in contents:
                 files[path] = _File(path)
             _in_turns({path: _pieces(chunks) for path, chunks in contents.items()}, files, writer, progress)
+        except BaseException:
+            writer.abandoned = True
+            raise
         finally:
             writer.close()
         if writer.error is not None:

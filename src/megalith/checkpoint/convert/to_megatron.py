@@ -143,8 +143,10 @@ class Writer:
         return {name: tuple(next(turn) for _ in cuts[name]) for name in names}
 
     def _said(self) -> dict[str, Any]:
-        samples = self.source.state.get("consumed_samples")
-        return self.arguments | ({} if samples is None else {"consumed_train_samples": int(samples)})
+        samples, tokens = (self.source.state.get(f"consumed_{what}") for what in ("samples", "tokens"))
+        counted = {} if samples is None else {"consumed_train_samples": int(samples)}
+        length = {"seq_length": int(tokens) // int(samples)} if samples and tokens else {}
+        return self.arguments | counted | length
 
     def _tree(self, flat: Mapping[str, Cut]) -> dict[str, Any]:
         """Megatron's nested dictionaries; the names of layers in the body stay flat."""

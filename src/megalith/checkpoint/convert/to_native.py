@@ -104,7 +104,8 @@ class Writer:
     def _counters(self, optimizer: Optimizer) -> dict[str, Any]:
         """What a run goes on with, as far as the other program keeps it."""
         samples = int(self.source.state.get("consumed_samples", 0))
-        tokens = samples * self.source.config.max_position_embeddings
+        args = self.source.provenance.get("args") or {}
+        tokens = samples * int(args.get("seq_length") or self.source.config.max_position_embeddings)
         scaler = {} if optimizer.scale is None else {"scaler": {"scale": optimizer.scale}}
         return {
             "consumed_samples": samples,
@@ -113,7 +114,7 @@ class Writer:
             "skipped": 0,
             "skipped_in_a_row": 0,
             "scaler": {"scale": 1.0},
-            "seed": int((self.source.provenance.get("args") or {}).get("seed") or 1234),
+            "seed": int(args.get("seed") or 1234),
             **scaler,
         }
 

@@ -1,0 +1,39 @@
+"""How much memory a conversion takes: the largest tensor twice and a constant, the certificate included."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.checkpoint.convert.sparse import config_of, peak, write_sparse
+
+ROOT = Path(__file__).parents[3]
+CONSTANT = 160 << 20
+"""Blocks on their way to the disk, a layer's part in fp32, programs of pickles, logits, what libraries keep."""
+
+
+def grown(work: str) -> int:
+    """Bytes of memory that `work` took at most beyond what its imports did, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", peak(work)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)["grown"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "target"),
+    [(8, '"megatron", Sizes(1)'), pytest.param(1, '"megatron", Sizes(8)', marks=pytest.mark.slow)],
+)
+def test_half_a_billion_parameters(tmp_path, ranks, target):
+    """0.5B in bf16: 1.1 GB of tensors, of which the largest takes 131 MB."""
+    config = config_of("0.5B")
+    root = write_sparse(tmp_path / "in", config, ranks, torch.bfloat16)
+    largest = 2 * config.padded_vocab_size * config.hidden_size
+    assert (
+        grown(f"convert({str(root)!r}, {str(tmp_path / 'out')!r}, Plan({target}))") < 2 * largest + CONSTANT
+    )
