@@ -152,9 +152,10 @@ def _unit(plan: Plan) -> Unit:
 
 
 def _verdict(plan: Plan, offered: Sequence[Remedy]) -> Iterator[RenderableType]:
-    size = Unit("GiB", 2**30)
+    size, own = Unit("GiB", 2**30), _unit(plan)
     share = f" ({plan.need / plan.device.memory:.1%})" if plan.device.memory else ""
-    of = f"{size(plan.need)} of the {size(plan.device.memory)} GiB of {plan.device.name}{share}"
+    need = size(plan.need) if own == size else f"{own(plan.need)} {own.name}"
+    of = f"{need} of the {size(plan.device.memory)} GiB of {plan.device.name}{share}"
     where = (
         f", on pipeline rank {plan.worst.stage} of {plan.sizes.pipeline}" if plan.sizes.pipeline > 1 else ""
     )
