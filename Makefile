@@ -24,9 +24,9 @@ test: install
 test-all: install
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not device"
 
-# Ten thousand mutations of checkpoint files from elsewhere; `make test` does 300.
+# Ten thousand mutations of checkpoint files from elsewhere, read and converted; `make test` does 300.
 fuzz: install
-	MEGALITH_FUZZ=10000 $(TEST_ENV) $(BIN)/python -m pytest -s tests/faults/test_damaged_pickles.py -k mutations
+	MEGALITH_FUZZ=10000 $(TEST_ENV) $(BIN)/python -m pytest -s tests/faults/test_damaged_pickles.py tests/faults/test_conversion_faults.py -k "mutations or mutated"
 
 test-device: install
 	$(BIN)/python -m pytest tests/device -m device

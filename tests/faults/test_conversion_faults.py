@@ -111,7 +111,7 @@ def test_a_full_disk(tmp_path, source, monkeypatch):
     if mount.returncode:
         pytest.skip("may not mount")
     try:
-        with pytest.raises(MegalithError, match="the conversion needs .* are free"):
+        with pytest.raises(MegalithError, match=r"the conversion needs .* are free"):
             convert(source, disk / "out", Plan("native"))
         monkeypatch.setattr("megalith.checkpoint.convert.target.free_bytes", lambda folder: 1 << 40)
         with pytest.raises(MegalithError, match="No space left on device"):
