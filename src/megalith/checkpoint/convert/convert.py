@@ -101,9 +101,9 @@ def _convert(path: str | Path, target: Path, plan: Plan, named: tuple[Any, Any],
     writer = _writer(source, weights, tensors, spelling, plan)
     notices = (*source.notices, *said)
     with publishing(target, writer.nbytes) as folder:
-        hashing = Hashing(source)
+        outputs = writer.write(folder, told(report, "writing", writer.nbytes))
+        hashing = Hashing(source)  # now, for writing keeps two cores busy, and comparing one
         try:
-            outputs = writer.write(folder, told(report, "writing", writer.nbytes))
             back = open_back(folder, source, plan.to)
             computed = compute(source, (weights, tensors), back, (tokens, spelling), report)
             found = judge(computed, source, untrained=plan.untrained)

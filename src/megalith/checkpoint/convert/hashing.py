@@ -1,4 +1,4 @@
-"""The source's files, hashed by a thread while they are converted.
+"""The source's files, hashed by a thread while both sides are compared: the same files are read at the same time.
 
 Knows files and what a manifest said of them.
 """
@@ -13,7 +13,7 @@ from megalith.errors import CheckpointError
 
 
 class Hashing:
-    """A thread that hashes the source's files while they are converted."""
+    """A thread that hashes the source's files while they are compared with what was written."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
