@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from megalith.models.bert import Bert
 from megalith.models.bert_config import BertConfig
@@ -127,6 +128,13 @@ def test_without_a_binary_head():
     assert set(model.loss(model(tokens, keys=keys), targets)) == {"lm"}
     with pytest.raises(ValueError, match="order"):
         make_model().loss(model(tokens, keys=keys), targets)
+
+
+def test_one_type_cannot_tell_two_halves_apart():
+    with pytest.raises(ValidationError, match="0 for none"):
+        BertConfig(**SHAPE, num_tokentypes=1)
+    assert BertConfig(**SHAPE, num_tokentypes=1, bert_binary_head=False).token_types == 1
+    assert BertConfig(**SHAPE, num_tokentypes=0).token_types == 0
 
 
 def test_padded_rows_reach_no_logit_until_asked():

@@ -6,9 +6,11 @@ Makes no layer and never imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from megalith.config.schema import setting
+from megalith.config.schema import error, setting
+from megalith.errors import Problem
 from megalith.models.config import ModelConfig
 
 
@@ -31,6 +33,16 @@ class BertConfig(ModelConfig):
         "gelu_erf",
         "Activation of the layer before the token table; Megatron's is the exact GELU, whatever `activation`.",
     )
+
+    def impossible(self) -> Iterator[Problem]:
+        """Every combination of fields that cannot be built, each with what would be legal."""
+        yield from super().impossible()
+        if self.bert_binary_head and self.token_types == 1:
+            yield error(
+                "num_tokentypes",
+                "1 cannot tell apart the two halves of a text, whose order bert_binary_head guesses",
+                "2 or more, 0 for none, or bert_binary_head false",
+            )
 
     @property
     def token_types(self) -> int:

@@ -18,7 +18,7 @@ from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.manifest import MANIFEST, TOKENIZER, read_manifest
 from megalith.checkpoint.reading import read_config, read_state, read_tensors
-from megalith.errors import CheckpointError
+from megalith.errors import CheckpointError, UnsupportedError
 from megalith.models.config import ModelConfig
 from megalith.models.family import understand
 
@@ -85,6 +85,12 @@ def open_native(folder: Path, tokenizer: Path | None = None) -> Source:
     state = read_state(folder)
     family = (state.get("architecture") or {}).get("family", "")
     _, config = understand(state, where=str(folder))
+    if family != "gpt":
+        raise UnsupportedError(
+            f"this checkpoint is a {family.upper()}, and a conversion is proved for GPT only",
+            where=str(folder),
+            fix="load it as it is: training reads a native checkpoint at any parallel size",
+        )
     tensors = {lazy.name.removeprefix("model."): lazy for lazy in read_tensors(folder)}
     records = read_manifest(folder).files
     own = folder / TOKENIZER
