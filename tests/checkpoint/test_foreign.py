@@ -343,16 +343,11 @@ def test_a_tokenizer_that_the_table_was_not_padded_for_is_doubted(tmp_path):
     assert (padding(50257, 50304), padding(50257, 51200), padding(32000, 50304)) == (128, 1024, None)
 
 
-def test_numbers_that_need_scales_are_refused(tmp_path, gpt2):
-    hugging_face(tmp_path, gpt2)
-    file = tmp_path / "model.safetensors"
-    tensors = {lazy.name: lazy.read() for lazy in open_tensors(file)}
-    tensors["transformer.h.0.mlp.c_fc.weight"] = tensors["transformer.h.0.mlp.c_fc.weight"].to(torch.int8)
-    file.unlink()
-    write_tensors(file, tensors)
-    assert "wrong dtype: transformer.h.0.mlp.c_fc.weight: torch.int8" in refusal(tmp_path)
-
-
-def test_a_path_that_cannot_be_one():
-    with pytest.raises(CheckpointError, match="is no path"):
-        find("a\0b")
+def test_padding_for_three_ranks_is_not_doubted(tmp_path):
+    fields = GPT2_LIKE | {"vocab_size": 25, "hidden_size": 24, "num_attention_heads": 6}
+    model = random_model(ModelConfig(**fields))
+    said = arguments(model.config, 3, 1) | {"make_vocab_size_divisible_by": 8}
+    megatron(tmp_path, model, sizes=(3, 1), args=said)
+    foreign = open_foreign(tmp_path, vocab_size=25)
+    assert foreign.notices == ()
+    assert foreign.config.padded_vocab_size == 48

@@ -50,7 +50,7 @@ def open_files(path: Path, told: Told) -> Foreign:
     if vocabulary > seen.rows:
         what = f"{source} has {vocabulary} tokens, its table {seen.rows} rows"
         raise CheckpointError(what, where=where, fix="give the tokenizer that it was trained with")
-    divisor, said = _padded(vocabulary, source, seen, args)
+    divisor, said = _padded(vocabulary, source, seen, args=args, ranks=read.sizes[0])
     fields = facts.fields | {"vocab_size": vocabulary, "make_vocab_size_divisible_by": divisor}
     return Foreign(
         kind=read.kind,
@@ -168,10 +168,13 @@ def _vocabulary(seen: Seen, facts: Facts, told: Told, tokenizer: Path | None) ->
     return seen.rows, ""
 
 
-def _padded(vocabulary: int, source: str, seen: Seen, args: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+def _padded(
+    vocabulary: int, source: str, seen: Seen, *, args: Mapping[str, Any], ranks: int
+) -> tuple[int, tuple[str, ...]]:
     """What the vocabulary is padded to a multiple of, and what to say where it is a guess or does not fit."""
     each = args.get("make_vocab_size_divisible_by")
-    own = [each * ranks for ranks in (1, 2, 4, 8, 16)] if isinstance(each, int) else []
+    each = each if isinstance(each, int) else DIVISORS[0]
+    own = [each * count for count in (ranks, 1, 2, 4, 8, 16)]
     divisor = padding(vocabulary, seen.rows, *own)
     if not source:
         text = f"the true vocabulary is not known: {vocabulary:,} tokens are kept as stored, padding included"
