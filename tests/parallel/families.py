@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch.distributed.tensor import DTensor
 
+from megalith.engine.objective import CausalLanguageModel
+from megalith.engine.step import Forward
 from megalith.models.family import FAMILIES
 from megalith.nn.dropout import sample_keys
 from megalith.parallel.apply import build
+from megalith.parallel.data import local_gradient
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
 
@@ -64,7 +67,8 @@ def mean_loss(model):
     lengths, keys = torch.tensor([8, 5, 1]), sample_keys(1, 2, torch.arange(3))
     targets[torch.arange(8) >= lengths[:, None]] = -1
     if hasattr(model, "encoder"):
-        terms = model.loss(model(source, tokens=tokens, encoder_lengths=lengths, keys=keys), targets)
+        hidden = model(source, tokens=tokens[:, :6], encoder_lengths=lengths, keys=keys)
+        terms = model.loss(hidden, targets[:, :6])
     else:
         hidden = model(source, types=tokens % 2, lengths=lengths, keys=keys)
         terms = model.loss(hidden, targets, torch.tensor([1, -1, 0]))
@@ -74,7 +78,7 @@ def mean_loss(model):
 
 
 def record(name, sizes=None, **how):
-    """Loss, and every gradient by name; of shared ones the whole."""
+    """Loss, and every gradient by name, of shared ones the whole. Data ranks read the same rows: theirs are summed."""
     model_class, config = config_of(name)
     topology = Topology.single("cpu") if sizes is None else Topology.of(Sizes(**sizes))
     (model,) = build(model_class, config, topology, seed=3, precision="64", **how)
@@ -87,6 +91,8 @@ def record(name, sizes=None, **how):
                 parameter.fill_(0.1)
     loss = mean_loss(model)
     loss.backward()
+    for module, key in Forward([model], CausalLanguageModel(), topology).partial:
+        topology.sum(local_gradient(getattr(module, key)), "tensor")
     found = {"loss": loss.detach()}
     for key, parameter in model.named_parameters():
         gradient = parameter.grad

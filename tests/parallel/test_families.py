@@ -52,6 +52,21 @@ def test_two_tensor_ranks_compute_the_same(name, rank_pool):
         close({key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()}, wanted, 1e-10)
 
 
+@pytest.mark.parametrize("name", ["megatron-t5", "t5-1.1", "bart"])
+def test_two_tensor_ranks_share_the_sequences(name, rank_pool):
+    """The encoder's and the decoder's, which have lengths of their own; of BERT's heads no rank has all positions yet."""
+    wanted = record(name)
+    for found in rank_pool.run(in_process, 2, name, {"tensor": 2, "sequence_parallel": True}):
+        close({key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()}, wanted, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5-1.0"])
+def test_two_data_ranks_share_the_weights(name, rank_pool):
+    wanted = {key: value if key == "loss" else 2 * value for key, value in record(name).items()}
+    for found in rank_pool.run(in_process, 2, name, {"shard": 2, "zero_stage": 3}):
+        close({key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()}, wanted, 1e-10)
+
+
 @pytest.mark.parametrize("name", ["bert", "megatron-t5"])
 @pytest.mark.parametrize(
     "how",
