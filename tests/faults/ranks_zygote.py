@@ -57,7 +57,14 @@ def skip_all_reduce(engine):
 
 def skip_receive(engine):
     ((schedule, _),) = engine.forward.pipeline._schedules.values()
-    once_in(schedule._stage, "get_fwd_recv_ops", lambda number: [], call=1)
+    stage = schedule._stage
+    ask = stage.get_fwd_recv_ops
+
+    def left_out(number):
+        ask(number)  # takes the memory; nothing is put into it
+        return []
+
+    once_in(stage, "get_fwd_recv_ops", left_out, call=1)
 
 
 def in_block(engine, action):

@@ -113,11 +113,10 @@ def test_how_long_processes_wait_for_each_other(asked, waits):
 @pytest.fixture
 def interfaces(monkeypatch):
     """One interface that other hosts reach, beside the loopback; the user has chosen none."""
-    monkeypatch.delenv(meeting.INTERFACE, raising=False)
+    monkeypatch.setenv(meeting.INTERFACE, "")  # put back at the end, also what the test sets
+    monkeypatch.delenv(meeting.INTERFACE)
     monkeypatch.setattr(meeting, "interface_of", {"10.0.0.1": "eth7"}.get)
     monkeypatch.setattr(meeting, "route_to", lambda host: "10.0.0.1")
-    yield
-    monkeypatch.delenv(meeting.INTERFACE, raising=False)
 
 
 def test_the_interface_that_reaches_the_other_hosts(interfaces):
