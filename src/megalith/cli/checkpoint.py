@@ -88,29 +88,12 @@ def verify(path: Where) -> None:
 
     Exit code 1 when anything differs. Example: megalith checkpoint verify nemo_experiments/megatron_gpt
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
+    from megalith.cli.progress import bytes_progress
     from megalith.errors import EXIT_FAILURE
 
     sizes, problems_of = _whole(path)
     found = {}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with bytes_progress() as bar:
         task = bar.add_task("verifying", total=sum(sizes.values()))
         for folder in sizes:
             bar.update(task, description=folder.name)

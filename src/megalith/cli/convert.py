@@ -119,25 +119,9 @@ def lines_of(certificate: Mapping[str, Any], target: Path) -> list[str]:
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A function (what, done, all) that moves a bar of bytes: on a terminal, for what takes more than two seconds."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from megalith.cli.progress import bytes_progress
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = bytes_progress()
     tasks: dict[str, Any] = {}
     begun = time.monotonic()
 
