@@ -30,6 +30,11 @@ FAMILIES: Mapping[str, tuple[type[nn.Module], type[ModelConfig]]] = {
 }
 
 
+def class_of(config: ModelConfig) -> type[nn.Module]:
+    """The class that a config describes a model of."""
+    return next(model for model, kind in FAMILIES.values() if kind is type(config))
+
+
 def describe(family: str, config: ModelConfig) -> dict[str, Any]:
     """What a checkpoint's state says of its model: plain JSON."""
     return {ARCHITECTURE: {"family": family, "config": config.model_dump(mode="json")}}

@@ -5,7 +5,7 @@
 A record holds the initial weights, the targets, loss and norm of each step, every gradient of the first, every weight after
 the last, the evaluation loss before and after, and greedily chosen tokens. Batches are made so that mistakes show:
 micro-batches with different numbers of targets, one with none, clipping that bites, Adam with an epsilon that keeps its first
-steps from being signs.
+steps from being signs. What BERT or an encoder reads has padding, in every row another number of tokens.
 
 Knows engines and layouts. Knows no configuration files.
 """
@@ -25,9 +25,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
 from megalith.engine.batch import place, prepare
 from megalith.engine.engine import Engine
-from megalith.engine.objective import Batch
+from megalith.engine.objective import Batch, objective_of
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
-from megalith.models.gpt import GPT
+from megalith.models.encdec_config import EncoderDecoderConfig
+from megalith.models.family import class_of
 from megalith.optim.config import OptimConfig
 from megalith.optim.schedule import make_schedule
 from megalith.parallel.apply import build
@@ -55,6 +57,8 @@ class Case:
     micro_batch: int = 2
     micro_batches: int = 8
     length: int = 8
+    source: int = 16
+    """Tokens that an encoder reads."""
     compile: bool = False
     recompute: Recompute | None = None
     frozen: tuple[str, ...] = ()
@@ -73,7 +77,7 @@ class Case:
 def make_engine(case: Case, topology: Topology) -> Engine:
     """The engine of a case on a layout."""
     stages = build(
-        GPT,
+        class_of(case.model),
         case.model,
         topology,
         seed=case.seed,
@@ -91,6 +95,7 @@ def make_engine(case: Case, topology: Topology) -> Engine:
         micro_batch_size=case.micro_batch,
         precision=case.precision,
         clip=case.clip,
+        objective=objective_of(case.model),
         frozen=case.frozen,
         loss_average=case.loss_average,  # type: ignore[arg-type]
     )
@@ -107,7 +112,12 @@ def make_batch(case: Case, step: int, samples: int | None = None) -> Batch:
         targets[row, : (row + step) % max(case.length - 2, 1)] = -1
     batch = {"tokens": text[:, :-1], "targets": targets, "sample": torch.arange(samples) + step * samples}
     both = _documents(samples, case.length)
-    return batch | {name: both[name] for name in both if case.reset in (True, name)}
+    batch |= {name: both[name] for name in both if case.reset in (True, name)}
+    if isinstance(case.model, BertConfig):
+        batch |= _halves(batch, case)
+    if isinstance(case.model, EncoderDecoderConfig):
+        batch |= _sources(case, samples, generator)
+    return batch
 
 
 def _documents(samples: int, length: int) -> Batch:
@@ -118,6 +128,28 @@ def _documents(samples: int, length: int) -> Batch:
     return {
         "documents": second.to(torch.int32),
         "positions": torch.where(second, place - cut, place),
+    }
+
+
+def _halves(batch: Batch, case: Case) -> Batch:
+    """Two halves of a text, cut at another place in each row, and padding without targets; an order is not told to all."""
+    row, place = torch.arange(len(batch["tokens"]))[:, None], torch.arange(case.length)[None]
+    lengths = case.length - row % (case.length // 2)
+    order = torch.where(row % 3 == 2, -1, row % 2)
+    order[case.micro_batch : 2 * case.micro_batch] = -1
+    return {
+        "types": (place >= 1 + row % (case.length - 1)).long(),
+        "lengths": lengths[:, 0],
+        "targets": batch["targets"].masked_fill(place >= lengths, -1),
+        "order": order[:, 0],
+    }
+
+
+def _sources(case: Case, samples: int, generator: torch.Generator) -> Batch:
+    """What the encoder reads, of every row another number of tokens."""
+    return {
+        "encoder_tokens": torch.randint(case.model.vocab_size, (samples, case.source), generator=generator),
+        "encoder_lengths": case.source - torch.arange(samples) % (case.source - 1),
     }
 
 
@@ -177,15 +209,20 @@ def clone(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def greedy(engine: Engine, case: Case) -> torch.Tensor:
-    """Two rows of tokens, each continued by its most likely next one until the sequence is full, without a cache."""
-    tokens = make_batch(case, 77)["tokens"][: case.micro_batch].clone()
+    """Two rows of tokens, each continued by its most likely next one until the sequence is full, without a cache.
+
+    BERT's rows, too, where it means nothing, but every number of the forward pass decides.
+    """
+    told = ("tokens", "types", "lengths", "encoder_tokens", "encoder_lengths")
+    batch = {n: rows[: case.micro_batch] for n, rows in make_batch(case, 77).items() if n in told}
+    tokens = batch["tokens"] = batch["tokens"].clone()
     forward, topology = engine.forward, engine.topology
     device = topology.device
     places = chunks_of(topology).places(case.length // topology.size("context"), device)
     for stage in engine.stages:
         stage.eval()
     for end in range(PROMPT, case.length):
-        x, kwargs = forward.inputs(place({"tokens": tokens}, topology))
+        x, kwargs = forward.inputs(place(batch, topology))
         pipeline = forward.pipeline
         hidden = pipeline.forward(x, kwargs) if pipeline else engine.stages[0](x, **kwargs)
         chosen = torch.zeros(tokens.shape, dtype=torch.long, device=device)
@@ -267,7 +304,7 @@ def compare(
 def collect(case: Case, names: Sequence[str], ranks: Sequence[Sequence[Difference]]) -> list[Difference]:
     """What several ranks found, as one list. `names` are those of the reference."""
     with torch.device("meta"):
-        parameters = [name for name, _ in GPT(case.model).named_parameters()]
+        parameters = [name for name, _ in class_of(case.model)(case.model).named_parameters()]
     found: dict[str, list[Difference]] = {name: [] for name in names}
     for each in (difference for rank in ranks for difference in rank):
         found[each.name].append(each)
