@@ -34,10 +34,18 @@ def open_files(path: Path, told: Told) -> Foreign:
 
     Errors: `CheckpointError` for missing ranks, unknown versions, arguments that make another model than ours can be.
     """
+    return understand_files(path, read_files(path), told)
+
+
+def understand_files(path: Path, read: Read, told: Told) -> Foreign:
+    """The model that tensors by Megatron's names and what is said beside them make, whoever kept them.
+
+    Errors: as `open_files`.
+    """
     where = str(path)
-    read = read_files(path)
     args = _arguments(read.common.get("args", read.common.get("arguments")))
     facts = _facts(args, told, where)
+    facts.source = read.source if args else facts.source
     refuse_others(facts, where=where)
     _refuse_missing_ranks(args, read.sizes, where)
     version = _version(read.common, where)
@@ -45,7 +53,7 @@ def open_files(path: Path, told: Told) -> Foreign:
     _refuse_other_families(read.tensors, where)
     seen = see(table, read.tensors, where=where)
     settle(facts, seen, where=where)
-    tokenizer, notices = _find_tokenizer(path, told)
+    tokenizer, notices = _find_tokenizer(path, read, told)
     vocabulary, source = _vocabulary(seen, facts, told, tokenizer)
     if vocabulary > seen.rows:
         what = f"{source} has {vocabulary} tokens, its table {seen.rows} rows"
@@ -138,9 +146,9 @@ def _refuse_other_families(tensors: Mapping[str, Parts], where: str) -> None:
             raise CheckpointError(f"it is a {family} (there is {found}); this version reads GPT", where=where)
 
 
-def _find_tokenizer(path: Path, told: Told) -> tuple[Path | None, tuple[str, ...]]:
-    if told.tokenizer is not None:
-        return told.tokenizer, ()
+def _find_tokenizer(path: Path, read: Read, told: Told) -> tuple[Path | None, tuple[str, ...]]:
+    if told.tokenizer is not None or read.tokenizer is not None:
+        return told.tokenizer or read.tokenizer, ()
     folder = path if path.is_dir() else path.parent
     for place in (folder, folder.parent):
         found, notices = find_tokenizer(place)

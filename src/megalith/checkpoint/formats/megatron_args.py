@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from megalith.checkpoint.formats.megatron_shapes import Seen
 from megalith.errors import CheckpointError
+from megalith.models.config import GATED_ACTIVATIONS, ActivationName
 
 NAMES = {
     "num_layers": "num_layers",
@@ -65,6 +66,8 @@ OTHER_MODELS: Mapping[str, tuple[Any, ...]] = {
     "num_tokentypes": (None, 0),
 }
 """Argument → the values at which it changes nothing; with any other it is another model."""
+ACTIVATIONS = get_args(ActivationName)
+"""Values of an argument `activation`: what a program that is not Megatron's own says is given in our words."""
 POSITIONS = {"learned_absolute": "learned_absolute", "rope": "rope", "rotary": "rope", "none": "none"}
 
 
@@ -167,7 +170,9 @@ def _activation(facts: Facts, seen: Seen) -> None:
         else "bias_gelu_fusion"
     )
     glu = str(said.get("glu_activation") or "").lower()
-    if said.get("swiglu") or glu == "swiglu":
+    if said.get("activation") in ACTIVATIONS:
+        name, origin = said["activation"], "activation"
+    elif said.get("swiglu") or glu == "swiglu":
         name, origin = "swiglu", "swiglu"
     elif glu in ("geglu", "reglu"):
         name, origin = {"geglu": "geglu_erf"}.get(glu, glu), "glu_activation"
@@ -184,7 +189,7 @@ def _activation(facts: Facts, seen: Seen) -> None:
         name, origin = "swiglu", ""
     else:
         name, origin = "gelu_tanh", ""
-    if seen.gated != (name in ("swiglu", "geglu_erf", "reglu")):
+    if seen.gated != (name in GATED_ACTIVATIONS):
         facts.wrong.append(
             f"{origin or 'activation'}: {name}, but the feed-forward layers have {'a' if seen.gated else 'no'} gate"
         )

@@ -9,7 +9,7 @@ Knows the shape of the contents; not what names or arguments mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,17 @@ _STACKED = re.compile(r"(decoder\.layers)\.(?!\d+\.)")
 
 @dataclass(frozen=True)
 class Read:
-    """`tensors` by whole-model names; `common`, what the first rank's file says beside them; `sizes`, ranks and stages."""
+    """`tensors` by whole-model names; `common`, what the first rank's file says beside them; `sizes`, ranks and stages.
+
+    `source`: what its arguments stand in. `tokenizer`: its own, where it does not lie beside it.
+    """
 
     tensors: dict[str, Parts]
     common: Mapping[str, Any]
     kind: str
     sizes: tuple[int, int]
+    source: str = "args"
+    tokenizer: Path | None = None
 
 
 def read_files(path: Path) -> Read:
@@ -58,8 +63,13 @@ def _read_ranks(path: Path) -> Read:
         raise CheckpointError(
             f"its files are of different versions: {', '.join(sorted(versions))}", where=str(path)
         )
-    core = any("decoder.layers." in name and "linear_" in name for name in tensors)
-    return Read(tensors, first, "megatron-core" if core else "megatron", files.sizes)
+    return Read(tensors, first, tree_of(tensors), files.sizes)
+
+
+def tree_of(names: Iterable[str]) -> str:
+    """Whose names these are: "megatron", Megatron-LM's own, or "megatron-core"."""
+    core = any("decoder.layers." in name and "linear_" in name for name in names)
+    return "megatron-core" if core else "megatron"
 
 
 def content_of(file: Path) -> Mapping[str, Any]:
@@ -89,11 +99,16 @@ def chunks_of(content: Mapping[str, Any]) -> int:
 def _chunk(ranks: Sequence[Mapping[str, Any]], number: int, files: Sequence[Path]) -> dict[str, Parts]:
     """Chunk `number` of a stage: each tensor's parts, one a rank."""
     found = [dict(flattened(content.get("model", content.get(f"model{number}")))) for content in ranks]
-    for tensors, file in zip(found, files, strict=True):
-        if odd := sorted(tensors.keys() ^ found[0].keys()):
+    return side_by_side(found, files)
+
+
+def side_by_side(ranks: Sequence[Mapping[str, Lazy]], files: Sequence[object]) -> dict[str, Parts]:
+    """Each tensor's parts, one a rank. Errors: `CheckpointError` naming the file that holds others than the first."""
+    for tensors, file in zip(ranks, files, strict=True):
+        if odd := sorted(tensors.keys() ^ ranks[0].keys()):
             what = f"it does not hold the same tensors as the first rank: {', '.join(odd[:4])}"
             raise CheckpointError(what, where=str(file), fix="the files belong to different checkpoints")
-    return {name: tuple(tensors[name] for tensors in found) for name in found[0]}
+    return {name: tuple(tensors[name] for tensors in ranks) for name in ranks[0]}
 
 
 def flattened(tree: Any, prefix: str = "") -> Iterator[tuple[str, Lazy]]:

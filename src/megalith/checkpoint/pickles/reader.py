@@ -54,7 +54,7 @@ def open_pickle(path: Path, *, offset: int = 0, length: int | None = None) -> Pi
 
     Raises `CheckpointError` for a damaged file, and for one that names anything that could run code.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
 
     def work(window: Window) -> Pickled:
         world, content = _content(window, path)
