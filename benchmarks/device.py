@@ -37,7 +37,8 @@ from typing import Any
 import torch
 from peers import SIDES, WITH_DOCUMENTS, Shape, Step, make_step
 
-from megalith.engine.metrics import FORMULA, Peak, device_name, flops_per_token, peak, speed
+from megalith.engine.flops import FORMULA, flops_per_token
+from megalith.engine.metrics import Peak, device_name, peak, speed
 from megalith.models import presets
 from megalith.tools.machine import processor
 

@@ -7,8 +7,9 @@ megalith does itself. "megalith documents" is megalith on rows of four packed do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,18 +69,12 @@ def make_step(side: str, shape: Shape) -> Step:
     if side.endswith("tuned") and shape.compile:
         for block in model.blocks if isinstance(model, PlainGPT) else model.transformer.h:
             block.forward = torch.compile(block.forward)
-    return _autocast_step(model, loss, text.to(shape.device), shape)
+    micros = text.to(shape.device).split(shape.micro_batch or shape.batch)
+    return autocast_step(model, loss, micros)
 
 
 def _megalith(shape: Shape, text: torch.Tensor, *, documents: bool) -> Step:
-    from megalith.engine.engine import Engine
     from megalith.models.config import ModelConfig
-    from megalith.models.gpt import GPT
-    from megalith.optim.config import OptimConfig
-    from megalith.optim.schedule import make_schedule
-    from megalith.parallel.apply import build
-    from megalith.parallel.memory import Recompute
-    from megalith.topology.topology import Topology
 
     config = ModelConfig(
         vocab_size=shape.vocabulary,
@@ -89,35 +84,48 @@ def _megalith(shape: Shape, text: torch.Tensor, *, documents: bool) -> Step:
         max_position_embeddings=shape.length,
         hidden_dropout=0.0,
     )
-    topology = Topology.single(shape.device)
-    recompute = Recompute() if shape.recompute else None
-    stages = build(
-        GPT,
-        config,
-        topology,
-        seed=1,
-        precision="bf16-mixed",
-        compile=shape.compile,
-        recompute=recompute,
-    )
-    optim = OptimConfig(lr=LEARNING_RATE, weight_decay=DECAY)
-    engine = Engine(
-        stages,
-        topology,
-        optim=optim,
-        schedule=make_schedule(
-            optim, max_steps=10**6, global_batch=shape.batch, sequence_length=shape.length
-        ),
-        seed=1,
-        micro_batch_size=shape.micro_batch or shape.batch,
-        precision="bf16-mixed",
-        clip=CLIP,
-    )
+    engine = make_engine(config, shape)
     batch = {"tokens": text[:, :-1], "targets": text[:, 1:], "sample": torch.arange(shape.batch)}
     if documents:
         numbers = torch.arange(shape.length, dtype=torch.int32) * 4 // shape.length
         batch["documents"] = numbers.expand(shape.batch, -1).contiguous()
     return lambda: engine.train_step(batch).loss
+
+
+def make_engine(config: Any, shape: Shape) -> Any:
+    """Megalith's engine on a model of any family, with what all sides have: learning rate, decay, clipping, bf16 products."""
+    from megalith.engine.engine import Engine
+    from megalith.engine.objective import objective_of
+    from megalith.models.family import class_of
+    from megalith.optim.config import OptimConfig
+    from megalith.optim.schedule import make_schedule
+    from megalith.parallel.apply import build
+    from megalith.parallel.memory import Recompute
+    from megalith.topology.topology import Topology
+
+    topology = Topology.single(shape.device)
+    optim = OptimConfig(lr=LEARNING_RATE, weight_decay=DECAY)
+    schedule = make_schedule(optim, max_steps=10**6, global_batch=shape.batch, sequence_length=shape.length)
+    stages = build(
+        class_of(config),
+        config,
+        topology,
+        seed=1,
+        precision="bf16-mixed",
+        compile=shape.compile,
+        recompute=Recompute() if shape.recompute else None,
+    )
+    return Engine(
+        stages,
+        topology,
+        optim=optim,
+        schedule=schedule,
+        seed=1,
+        micro_batch_size=shape.micro_batch or shape.batch,
+        precision="bf16-mixed",
+        clip=CLIP,
+        objective=objective_of(config),
+    )
 
 
 def _transformers(shape: Shape) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
@@ -149,18 +157,15 @@ def _torch(shape: Shape) -> tuple[nn.Module, Callable[..., torch.Tensor]]:
     )
 
 
-def _autocast_step(
-    model: nn.Module, loss: Callable[..., torch.Tensor], text: torch.Tensor, shape: Shape
-) -> Step:
+def autocast_step(model: nn.Module, loss: Callable[..., torch.Tensor], micros: Sequence[Any]) -> Step:
+    """A whole step of a peer; `loss` gets one of the `micros` after the other."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=DECAY, fused=True)
-
-    micros = text.split(shape.micro_batch or shape.batch)
-    kind = torch.device(shape.device).type
+    device = next(model.parameters()).device
 
     def step() -> float:
-        total = torch.zeros((), device=text.device)
+        total = torch.zeros((), device=device)
         for micro in micros:
-            with torch.autocast(kind, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16):
                 value = loss(micro) / len(micros)
             value.backward()
             total += value.detach()

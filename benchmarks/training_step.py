@@ -14,18 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from peers import SIDES, Shape, make_step
+from turns import Side, answer, machine, row, take_turns, timed
 
 from megalith.engine.engine import Engine
 from megalith.models.config import ModelConfig
@@ -47,69 +43,30 @@ STEPS = {2: 3, 8: 1}
 """Steps in a turn, whose best counts."""
 
 
-class Side:
-    """A process that makes steps when told to."""
-
-    def __init__(self, name: str, batch: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "worker", "--side", name, "--batch", str(batch)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._ask("warm")
-
-    def _ask(self, what: str) -> float:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def seconds(self) -> float:
-        return self._ask("go")
-
-    def stop(self) -> float:
-        """→ the peak of its memory in GiB."""
-        peak = self._ask("peak")
-        self.process.communicate()
-        return peak
-
-
 def worker(name: str, batch: int) -> None:
-    """Answers each line that comes in with a number."""
     if name.startswith("engine "):
         step = allocator_step(name)
     else:
         step = make_step(name, Shape(batch=batch))
-    for line in sys.stdin:
-        if line.strip() == "peak":
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, flush=True)
-            continue
-        times = [timed(step) for _ in range(3 if line.strip() == "warm" else STEPS[batch])]
-        print(min(times), flush=True)
+    answer(step, STEPS[batch])
+
+
+def side(name: str, batch: int) -> Side:
+    return Side(__file__, ["--side", name, "--batch", str(batch)])
 
 
 def compare_peers(rounds: int, output: Path | None) -> int:
     results: dict[str, object] = {
         "shape": "6 layers of 512, sequence 512, vocabulary 50304, bf16",
         "rounds": rounds,
-        "machine": {
-            "cpus": torch.get_num_threads(),
-            "platform": platform.platform(),
-            "torch": torch.__version__,
-            "transformers": version("transformers"),
-        },
+        "machine": machine(),
     }
     missed = []
     for batch in FLOORS:
-        sides = {name: Side(name, batch) for name in SIDES}
-        times: dict[str, list[float]] = {name: [] for name in SIDES}
-        for _ in range(rounds):
-            for name, side in sides.items():
-                times[name].append(side.seconds())
-        peaks = {name: side.stop() for name, side in sides.items()}
-        results[f"batch {batch}"] = found = {name: row(times, name, peaks) for name in SIDES}
+        sides = {name: side(name, batch) for name in SIDES}
+        times = take_turns(sides, rounds)
+        peaks = {name: each.stop() for name, each in sides.items()}
+        results[f"batch {batch}"] = found = {name: row(times, name, "megalith", peaks) for name in SIDES}
         print(f"\n{batch} samples a step")
         for name, each in found.items():
             print(f"  {name:20s}", *(f"{key} {value:.3f}" for key, value in each.items()), sep="  ")
@@ -123,17 +80,6 @@ def compare_peers(rounds: int, output: Path | None) -> int:
         output.write_text(json.dumps(results, indent=2) + "\n")
     print(*missed, sep="\n")
     return 1 if missed else 0
-
-
-def row(times: dict[str, list[float]], name: str, peaks: dict[str, float]) -> dict[str, float]:
-    ratios = [a / b for a, b in zip(times[name], times["megalith"], strict=True)]
-    return {
-        "median_seconds": round(statistics.median(times[name]), 4),
-        "best_seconds": round(min(times[name]), 4),
-        "paired_ratio": round(statistics.median(ratios), 4),
-        "ratio_of_bests": round(min(times[name]) / min(times["megalith"]), 4),
-        "peak_gib": round(peaks[name], 3),
-    }
 
 
 def make_engine(dropout: float = 0.0) -> Engine:
@@ -167,12 +113,6 @@ def make_batch() -> dict[str, torch.Tensor]:
     return {"tokens": text[:, :-1], "targets": text[:, 1:], "sample": torch.arange(shape.batch)}
 
 
-def timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def allocator_step(name: str) -> Callable[[], object]:
     if name.endswith("tuned"):
         print(tune_allocator(), file=sys.stderr)
@@ -181,14 +121,10 @@ def allocator_step(name: str) -> Callable[[], object]:
 
 
 def compare_allocators(rounds: int) -> None:
-    sides = {name: Side(name, 2) for name in ("engine plain", "engine tuned")}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            times[name].append(side.seconds())
-    report(times, "engine plain", "engine tuned")
-    for name, side in sides.items():
-        print(f"{name}: peak memory {side.stop():.2f} GiB")
+    sides = {name: side(name, 2) for name in ("engine plain", "engine tuned")}
+    report(take_turns(sides, rounds), "engine plain", "engine tuned")
+    for name, each in sides.items():
+        print(f"{name}: peak memory {each.stop():.2f} GiB")
 
 
 def compare_engine(rounds: int) -> None:
