@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from megalith.generate.beam import search
 from megalith.generate.engine import decode
 from megalith.generate.reading import prepare_for_reading
 from megalith.generate.sampling import Sampling
@@ -111,3 +112,22 @@ def test_end_of_text_least_tokens_and_penalty(pair):
     for prompt, row in zip(PROMPTS, rows, strict=True):
         options = {"min_new_tokens": 4, "repetition_penalty": 1.3, "eos_token_id": eod}
         assert row.tokens == generate(theirs, prompt, 15, **options)[0]
+
+
+def test_beams(pair):
+    ours, theirs = pair
+    eod = generate(theirs, PROMPTS[0], 3, eos_token_id=None)[0][-1]
+    found = search(ours, PROMPTS, Sampling(tokens_to_generate=10, beams=3, num_samples=2), eod=eod)
+    lengths = set()
+    for prompt, rows in zip(PROMPTS, found, strict=True):
+        out = theirs.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), max_new_tokens=10,
+            num_beams=3, num_return_sequences=2, do_sample=False, pad_token_id=eod, eos_token_id=eod,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        for row, tokens in zip(rows, out.sequences.tolist(), strict=True):
+            assert row.tokens == tokens[: len(row.tokens)]
+            assert set(tokens[len(row.tokens) :]) <= {eod}
+            lengths.add(row.made)
+        assert [row.score for row in rows] == pytest.approx(out.sequences_scores.tolist(), abs=1e-5)
+    assert len(lengths) > 1

@@ -2,7 +2,7 @@
 
 Knows token ids only, no text (see `text.py`). Prompts of different lengths are read in one forward, padded at their ends:
 the model is causal, so padding reaches nobody. From then on every row gets one token a step, and a row that has ended
-leaves the batch.
+leaves the batch. An encoder reads the sources of all rows once, before.
 
     prompts ─▶ one forward over all ─▶ logits of each row's last token ─▶ choose ─┬─▶ yield ─▶ rows that ended leave ─┐
                                     ▲                                            │                                 │
@@ -19,8 +19,12 @@ from dataclasses import dataclass, field
 import torch
 
 from megalith.errors import DataError
-from megalith.generate.sampling import Sampling, choose, draw, forbid, penalise
-from megalith.models.gpt import GPT
+from megalith.generate.kept import Kept, Tokens, Writer, table
+from megalith.generate.sampling import Bounds, Sampling, choose, draw, restrict
+from megalith.models.encdec import EncoderDecoder
+
+Forced = tuple[int | None, int | None]
+"""The first token of every row, and the last one of a row that is as long as asked for; None: whatever comes."""
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     finished: str = ""
     """Why it ended: "eod", "stop", "length" (as many as asked for) or "positions" (the model's table is full)."""
+    score: float | None = None
+    """Of a beam search: log-probabilities over length ** length_penalty."""
 
     @property
     def continuation(self) -> list[int]:
@@ -47,11 +53,13 @@ class Row:
 
 @torch.inference_mode()
 def decode(
-    model: GPT,
-    prompts: Sequence[Sequence[int]],
+    model: Writer,
+    prompts: Tokens,
     sampling: Sampling,
     *,
     eod: int | None,
+    forced: Forced = (None, None),
+    sources: Tokens | None = None,
     numbers: Sequence[int] | None = None,
     attempt: int = 0,
     recompute: bool = False,
@@ -61,18 +69,23 @@ def decode(
 ) -> Iterator[list[Row]]:
     """Continues every prompt; yields all rows, in the order given, after each new token.
 
+    `sources` are what the encoder of an encoder-decoder reads: a prompt is then what its decoder's row begins with.
+    `eod` ends a row; `forced`: the tokens that a row must begin and, when it is as long as asked for, end with.
     `numbers` says which row of a longer job each prompt is (default 0, 1, …) and `attempt` which try: their draws follow
     both. `recompute` reads the whole text again at every step instead of using the cache; `logprobs` keeps the model's own
     log-probability of each token, before temperature, filters and penalties; `stopped` says, after each token, whether a
     row has met its stop string; `agree` takes the tokens chosen here (B,) to those that every process goes on with.
-    Errors: `DataError` for an empty prompt or one that leaves no room to generate.
+    Errors: `DataError` for an empty prompt or source, or one that leaves no room to generate.
     """
+    check_sources(model, sources)
     numbers = range(len(prompts)) if numbers is None else numbers
     rows = [Row(list(p), len(p), n, attempt) for p, n in zip(prompts, numbers, strict=True)]
     room = {id(row): length_limit(model, row, sampling) for row in rows}
     longest = max(limit - len(row.tokens) for row, limit in zip(rows, room.values(), strict=True))
     model.eval()
-    batch = Batch(model, rows, sampling, room=0 if recompute else longest)
+    batch = Batch(
+        rows, sampling, Bounds(eod, *forced), Kept(model, prompts, 0 if recompute else longest, sources)
+    )
     if sampling.tokens_to_generate == 0:
         batch.rows = []
         for row in rows:
@@ -80,7 +93,7 @@ def decode(
         yield rows
     while batch.rows:
         logits = batch.logits()
-        chosen = batch.choose(logits, eod)
+        chosen = batch.choose(logits)
         chosen = chosen if agree is None else agree(chosen)
         tokens = chosen.tolist()
         known = log_probabilities(logits, chosen) if logprobs else None
@@ -96,47 +109,23 @@ def decode(
 class Batch:
     """The rows that are still being continued, and what is kept for each of them between two tokens."""
 
-    def __init__(self, model: GPT, rows: Sequence[Row], sampling: Sampling, *, room: int) -> None:
-        """`room`: how many tokens more the cache must hold; 0 for no cache."""
-        self.model, self.rows, self.sampling = model, list(rows), sampling
-        self.device = next(model.parameters()).device
+    def __init__(self, rows: Sequence[Row], sampling: Sampling, bounds: Bounds, kept: Kept) -> None:
+        self.rows, self.sampling, self.bounds, self.kept = list(rows), sampling, bounds, kept
         self.last: torch.Tensor | None = None
         self.seen: torch.Tensor | None = None
-        self.cache = None
-        if room:
-            longest = max(row.prompt_length for row in rows)
-            self.cache = model.new_cache(len(rows), longest + room, attention_dtype(model, self.device))
         if sampling.repetition_penalty != 1.0:
-            self.seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=self.device)
-            self.seen.scatter_(1, self.table(repeat_first=True), True)
-
-    def table(self, *, repeat_first: bool = False) -> torch.Tensor:
-        """All tokens of the rows (B, longest), padded at the end with 0, or with each row's own first token."""
-        longest = max(len(row.tokens) for row in self.rows)
-        lines = [
-            row.tokens + [row.tokens[0] * repeat_first] * (longest - len(row.tokens)) for row in self.rows
-        ]
-        return torch.tensor(lines, device=self.device)
+            self.seen = seen_tokens([row.tokens for row in rows], kept)
 
     def logits(self) -> torch.Tensor:
         """(B, V) logits of the next token of each row."""
-        if self.cache is not None and self.last is not None:
-            hidden = self.model(self.last[:, None], cache=self.cache)[:, -1]
-            return self.model.logits(hidden)
-        lengths = [len(row.tokens) for row in self.rows]
-        hidden = self.model(self.table(), cache=self.cache)
-        if self.cache is not None:
-            self.cache.align_right(lengths)
-        ends = torch.tensor(lengths, device=self.device) - 1
-        return self.model.logits(hidden[torch.arange(len(lengths), device=self.device), ends])
+        if self.kept.cache is not None and self.last is not None:
+            return self.kept.go_on(self.last)
+        return self.kept.read([row.tokens for row in self.rows])
 
-    def choose(self, logits: torch.Tensor, eod: int | None) -> torch.Tensor:
-        """(B,) the next token of each row."""
-        if self.seen is not None:
-            logits = penalise(logits, self.seen, self.sampling.repetition_penalty)
-        # Every row has been given as many tokens as the others.
-        if eod is not None and self.rows[0].made < self.sampling.min_tokens_to_generate:
-            logits = forbid(logits, eod)
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B,) the next token of each row. Every row has been given as many tokens as the others."""
+        made, tokens = self.rows[0].made, [row.tokens for row in self.rows]
+        logits = restrict(logits, tokens, made, self.sampling, bounds=self.bounds, seen=self.seen)
         if not self.sampling.samples:
             return choose(logits, self.sampling, ())
         draws = [draw(self.sampling.seed, row.number, row.made, row.attempt) for row in self.rows]
@@ -150,27 +139,48 @@ class Batch:
         for i in reversed(range(len(self.rows))):
             if not self.rows[i].finished:
                 continue
-            order[i], self.rows[i] = order[-1], self.rows[-1]  # the last takes its place, as in the cache
+            order[i], self.rows[i] = order[-1], self.rows[-1]  # the last takes its place, as in what is kept
             del order[-1], self.rows[-1]
-            if self.cache is not None:
-                self.cache.drop(i)
+            self.kept.drop(i)
         if len(order) < len(chosen):
-            kept = torch.tensor(order, dtype=torch.int64, device=self.device)
-            chosen = chosen[kept]
-            self.seen = None if self.seen is None else self.seen[kept]
+            left = torch.tensor(order, dtype=torch.int64, device=chosen.device)
+            chosen = chosen[left]
+            self.seen = None if self.seen is None else self.seen[left]
         self.last = chosen
 
 
-def attention_dtype(model: GPT, device: torch.device) -> torch.dtype | None:
-    """The cache's dtype: fp32 for half precisions on a CPU, None (the compute dtype) otherwise.
+def seen_tokens(tokens: Tokens, kept: Kept) -> torch.Tensor:
+    """(B, V) bool: which tokens each row holds."""
+    seen = torch.zeros(len(tokens), kept.model.config.vocab_size, dtype=torch.bool, device=kept.device)
+    longest = max(map(len, tokens))
+    alike = [[*row, *[row[0]] * (longest - len(row))] for row in tokens]
+    return seen.scatter_(1, table(alike, kept.device), True)
 
-    PyTorch's CPU attention over one query is six times slower in bf16 than in fp32 (measured, 8 heads of 64, 64–190 keys).
-    """
-    half = model.compute_dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if half and device.type == "cpu" else None
+
+def check_sources(model: Writer, sources: Tokens | None) -> None:
+    """Errors: `DataError` for an empty source, or one longer than the encoder's positions."""
+    positions = model.config.max_positions
+    if (sources is not None) != isinstance(model, EncoderDecoder):
+        raise ValueError("an encoder-decoder needs sources, a GPT has no encoder to read them")
+    for source in sources or ():
+        check_source(len(source), positions)
 
 
-def length_limit(model: GPT, row: Row, sampling: Sampling) -> int:
+def check_source(tokens: int, positions: int | None) -> None:
+    """Errors: `DataError` for a prompt of so many tokens where an encoder reads `positions` at most."""
+    if not tokens:
+        raise DataError(
+            "an empty prompt is nothing to read", where="prompt", fix="give at least one token of text"
+        )
+    if positions is not None and tokens > positions:
+        raise DataError(
+            f"the prompt has {tokens} tokens, the encoder reads {positions} at most",
+            where="prompt",
+            fix=f"shorten it to {positions} tokens",
+        )
+
+
+def length_limit(model: Writer, row: Row, sampling: Sampling) -> int:
     """How long a row may become, prompt included."""
     positions = model.config.max_positions
     if row.prompt_length == 0:

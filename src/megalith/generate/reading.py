@@ -13,21 +13,23 @@ Knows layers, no decoding. A model prepared here can no longer be trained or sav
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed import ProcessGroup
 
-from megalith.models.gpt import GPT
+from megalith.models.stack import LanguageModel
 from megalith.nn.linear import Linear
 from megalith.parallel.layers import RowParallelLinear, VocabParallelEmbedding, local
 from megalith.topology import collectives
 
 Product = Callable[[torch.Tensor], torch.Tensor]
+Model = TypeVar("Model", bound=LanguageModel)
 
 
-def prepare_for_reading(model: GPT, dtype: torch.dtype | None) -> GPT:
+def prepare_for_reading(model: Model, dtype: torch.dtype | None) -> Model:
     """Casts the weights of all matrix products to `dtype` (None: as they are) for good; returns the same model.
 
     Numbers are those of the layers' own casts. Frees what it replaces, so it needs one layer's memory on top.
@@ -45,13 +47,15 @@ def prepare_for_reading(model: GPT, dtype: torch.dtype | None) -> GPT:
     return model
 
 
-def logits_of(model: GPT, dtype: torch.dtype | None) -> Product:
+def logits_of(model: LanguageModel, dtype: torch.dtype | None) -> Product:
     """Hidden states (…, D) → logits (…, V) of the true vocabulary, the whole of them on every process."""
     vocabulary, table, weight = model.config.vocab_size, model.head_table, local(model.head_weight.detach())
+    bias = None if model.output_bias is None else local(model.output_bias.bias.detach())
     if not isinstance(table, VocabParallelEmbedding):
-        return product(weight[:vocabulary], None, dtype)
-    part, group = product(weight, None, dtype), table.shares.group
-    return lambda hidden: collectives.join(part(hidden), group)[..., :vocabulary]
+        whole = product(weight[:vocabulary], None if bias is None else bias[:vocabulary], dtype)
+        return lambda hidden: whole(model.before_head(hidden))
+    part, group = product(weight, bias, dtype), table.shares.group
+    return lambda hidden: collectives.join(part(model.before_head(hidden)), group)[..., :vocabulary]
 
 
 class ReadingLinear(nn.Module):

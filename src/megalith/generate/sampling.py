@@ -9,8 +9,9 @@ hash of (seed, row, index), so a row's tokens do not depend on the rows beside i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -35,13 +36,17 @@ class Sampling:
     seed: int = 1234
     greedy: bool = False
     num_samples: int = 1
+    no_repeat_ngram: int = 0
+    beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: Literal["no", "yes", "never"] = "no"
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
             raise ConfigError(problems)
 
-    def _problems(self):
+    def _problems(self) -> Iterator[Problem]:
         if self.temperature is not None and not self.temperature >= 0:
             yield Problem(
                 "--temperature",
@@ -68,6 +73,8 @@ class Sampling:
             )
         if self.num_samples < 1:
             yield Problem("--num-samples", f"{self.num_samples} is less than one", "use 1 or more")
+        if self.no_repeat_ngram < 0:
+            yield Problem("--no-repeat-ngram", f"{self.no_repeat_ngram} is negative", "0 switches it off")
         draws = {
             "--temperature": bool(self.temperature),
             "--top-k": (self.top_k or 0) > 1,
@@ -76,11 +83,30 @@ class Sampling:
         for flag, asked in draws.items():
             if self.greedy and asked:
                 yield Problem(f"--greedy, {flag}", "one draws no token, the other asks for draws", "keep one")
+            if self.beams > 1 and asked:
+                yield Problem(
+                    f"--beams, {flag}", "a search draws no token, the other asks for draws", "keep one"
+                )
+        yield from self._beam_problems()
+
+    def _beam_problems(self) -> Iterator[Problem]:
+        if self.beams < 1:
+            yield Problem("--beams", f"{self.beams} is less than one", "1 is no search")
+        if self.beams > 1 and self.num_samples > self.beams:
+            what = f"{self.num_samples} texts of a search that keeps {self.beams}"
+            yield Problem("--num-samples", what, f"--beams {self.num_samples}, or fewer samples")
+        if self.beams > 1 and self.stop:
+            yield Problem("--stop", "a search ends texts at the end of document alone", "leave one out")
+        if self.early_stopping not in ("no", "yes", "never"):
+            yield Problem("--early-stopping", f"{self.early_stopping!r} is not known", "no, yes or never")
+        if self.beams == 1 and (self.length_penalty != 1.0 or self.early_stopping != "no"):
+            named = "--length-penalty" if self.length_penalty != 1.0 else "--early-stopping"
+            yield Problem(named, "is a search's, and --beams is 1", "give --beams, or leave it out")
 
     @property
     def samples(self) -> bool:
         """Whether a token is drawn (True) or the most probable one taken (False)."""
-        if self.greedy or self.temperature == 0:
+        if self.greedy or self.temperature == 0 or self.beams > 1:
             return False
         asked = self.temperature is not None or bool(self.top_p) or (self.top_k or 0) > 1
         return asked or self.num_samples > 1
@@ -131,6 +157,60 @@ def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         cut = (before > sampling.top_p).scatter(-1, order, before > sampling.top_p)
         logits = logits.masked_fill(cut, float("-inf"))
     return logits
+
+
+class Bounds(NamedTuple):
+    """`eod` ends a row; a row must begin with `first`, and end with `last` when it is as long as asked for. None: no such token."""
+
+    eod: int | None = None
+    first: int | None = None
+    last: int | None = None
+
+
+def restrict(
+    scores: torch.Tensor,
+    rows: Sequence[Sequence[int]],
+    made: int,
+    sampling: Sampling,
+    *,
+    bounds: Bounds,
+    seen: torch.Tensor | None,
+) -> torch.Tensor:
+    """Scores (B, V) of the next token behind `rows`, of each of which `made` tokens are new: what may not come gets −inf.
+
+    In the order of `transformers`: the penalty of tokens `seen` (B, V bool), repeated n-grams, an end that comes too early,
+    and tokens that are forced, whose score becomes 0.
+    """
+    if seen is not None:
+        scores = penalise(scores, seen, sampling.repetition_penalty)
+    if sampling.no_repeat_ngram:
+        scores = forbid_repeats(scores, rows, sampling.no_repeat_ngram)
+    if bounds.eod is not None and made < sampling.min_tokens_to_generate:
+        scores = forbid(scores, bounds.eod)
+    if bounds.first is not None and made == 0:
+        scores = force(scores, bounds.first)
+    if bounds.last is not None and made == sampling.tokens_to_generate - 1:
+        scores = force(scores, bounds.last)
+    return scores
+
+
+def forbid_repeats(scores: torch.Tensor, rows: Sequence[Sequence[int]], size: int) -> torch.Tensor:
+    """(B, V) with −inf for tokens that would end an n-gram of `size` tokens which the row holds already."""
+    scores = scores.clone()
+    for i, row in enumerate(rows):
+        begun = list(row[len(row) - size + 1 :])
+        ends = {
+            row[at + size - 1] for at in range(len(row) - size + 1) if list(row[at : at + size - 1]) == begun
+        }
+        scores[i, list(ends)] = float("-inf")
+    return scores
+
+
+def force(scores: torch.Tensor, token: int) -> torch.Tensor:
+    """(B, V) with 0 for one token and −inf for all others."""
+    only = torch.full_like(scores, float("-inf"))
+    only[:, token] = 0
+    return only
 
 
 def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

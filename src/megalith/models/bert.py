@@ -93,7 +93,11 @@ class Bert(Stack, LanguageModel):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, D) → (…, V) over the true vocabulary, in the compute dtype."""
-        return self.head_table.logits(self.lm_head(hidden), self.output_bias.bias)
+        return self.head_table.logits(self.before_head(hidden), self.output_bias.bias)
+
+    def before_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(…, D) → (…, D): what the token table's rows are compared with."""
+        return self.lm_head(hidden)
 
     def binary_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, T, D) → (B, 2): the halves in order, and swapped."""

@@ -16,6 +16,7 @@ import torch
 
 from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.models.stack import LanguageModel, Rule, Stack, init_rules
+from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_DECODER_EMBEDDING
 from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.loss import CrossEntropy, LossTerm
@@ -47,7 +48,7 @@ class EncoderDecoder(LanguageModel):
             site=SITE_DECODER_EMBEDDING,
             ffn_size=config.decoder_ffn_size,
         )
-        self.output_bias = OutputBias(rows) if config.output_bias else None
+        self.output_bias: OutputBias | None = OutputBias(rows) if config.output_bias else None
         self.head: OutputHead | None = None
         if not config.share_embeddings_and_output_weights:
             self.head = OutputHead(config.vocab_size, rows, width)
@@ -101,29 +102,66 @@ class EncoderDecoder(LanguageModel):
         shared = stack.share(positions, tokens.device)._replace(memory=memory, across=across)
         return stack.leave(stack.run(self.embed(stack, tokens, positions, keys), shared, keys))
 
+    def new_cache(
+        self,
+        memory: torch.Tensor,
+        lengths: torch.Tensor | None,
+        max_length: int,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        """A cache of the decoder's layers that holds no token yet, and the keys and values of this memory (B, S, D).
+
+        `lengths` (B,), `dtype`: as `decode` and `empty_cache` have them.
+        """
+        cache = self.empty_cache(self.decoder.blocks, len(memory), max_length, dtype)
+        cache.remember([b.cross.look_up(memory) for b in self.decoder.blocks.values()], lengths)
+        return cache
+
+    def go_on(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        """(B, T) tokens of the decoder behind those that the cache holds → (B, T, D).
+
+        Errors: `UnsupportedError` for a full cache, or positions that the model has not.
+        """
+        cache.check(*tokens.shape)
+        stack, length = self.decoder, tokens.shape[1]
+        positions, start = cache.positions(length), cache.furthest
+        source = cache.across[0][0].shape[2]
+        across = stack.look_across(length, source, tokens.device, lengths=cache.sources)
+        shared = stack.share(positions, tokens.device, cache=cache)._replace(across=across)
+        x = self.embed(stack, tokens, positions, None, start=start)
+        x = stack.run(x, shared, None, cache)
+        cache.advance(length)
+        return stack.leave(x)
+
     def embed(
-        self, stack: Stack, tokens: torch.Tensor, positions: torch.Tensor, keys: torch.Tensor | None
+        self,
+        stack: Stack,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor | None,
+        *,
+        start: int = 0,
     ) -> torch.Tensor:
-        """(B, T) tokens → the residual stream (B, T, D) of that side, in `residual_dtype`."""
+        """(B, T) tokens behind `start` others → the residual stream (B, T, D) of that side, in `residual_dtype`."""
         x = self.token_embedding(tokens)
         table = stack.position_embedding if self.position_embedding is None else self.position_embedding
         if table is not None:
-            table.check(tokens.shape[1])
+            table.check(start + tokens.shape[1])
             x = x + table(positions)
         return stack.enter(x.to(self.residual_dtype or x.dtype), keys)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, D) → (…, V) over the true vocabulary, in the compute dtype."""
         bias = None if self.output_bias is None else self.output_bias.bias
-        return self.head_table.logits(self.scaled(hidden), bias)
+        return self.head_table.logits(self.before_head(hidden), bias)
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> dict[str, LossTerm]:
         """hidden (B, T, D), targets (B, T) with −1 not counted → {"lm": sum, count, weight}."""
         bias = None if self.output_bias is None else self.output_bias.bias
-        total = self.cross_entropy(self.scaled(hidden), self.head_weight, targets, self.loss_rows, bias)
+        total = self.cross_entropy(self.before_head(hidden), self.head_weight, targets, self.loss_rows, bias)
         return {"lm": LossTerm(total, (targets >= 0).sum())}
 
-    def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+    def before_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """As the head wants it: T5 1.0's table serves both ends, so its logits are made smaller."""
         return hidden * self.config.hidden_size**-0.5 if self.config.scale_decoder_output else hidden
 

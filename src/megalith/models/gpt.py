@@ -21,7 +21,7 @@ from megalith.nn.attention import Shared
 from megalith.nn.block import Block
 from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_EMBEDDING, Dropout, layer_keys
-from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
+from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.loss import CrossEntropy, LossTerm
 from megalith.nn.norm import make_norm
 from megalith.nn.visibility import Lookback
@@ -49,6 +49,7 @@ class GPT(LanguageModel):
         self.final_norm: nn.Module | None = None
         if config.transformer_block_type == "pre_ln":
             self.final_norm = make_norm(config.normalization, width, config.layernorm_epsilon)
+        self.output_bias: OutputBias | None = None
         self.head: OutputHead | None = None
         if not config.share_embeddings_and_output_weights:
             self.head = OutputHead(config.vocab_size, config.padded_vocab_size, width)
@@ -112,17 +113,7 @@ class GPT(LanguageModel):
 
         None: the compute dtype.
         """
-        weight = next(self.parameters())
-        attention = next(iter(self.blocks.values())).attention
-        return KVCache(
-            len(self.blocks),
-            batch,
-            max_length,
-            attention.kv_heads,
-            attention.head_dim,
-            dtype=dtype or self.compute_dtype or weight.dtype,
-            device=weight.device,
-        )
+        return self.empty_cache(self.blocks, batch, max_length, dtype)
 
     def cut(self, stage: int, stages: int, layers: range) -> None:
         """Becomes pipeline stage number `stage` of `stages`, with these layers: deletes what other stages hold.

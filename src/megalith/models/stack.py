@@ -18,8 +18,9 @@ from torch import nn
 from megalith.models.config import ModelConfig
 from megalith.nn.attention import AttentionSpec, Shared
 from megalith.nn.block import Block, BlockSpec
+from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_CROSS_PROBABILITIES, SITE_EMBEDDING, Dropout, layer_keys
-from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
+from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.mlp import MLPSpec
 from megalith.nn.norm import make_norm
 from megalith.nn.position import RelativeBias, Rotary, RotaryScaling
@@ -62,7 +63,9 @@ class LanguageModel(nn.Module):
     token_embedding: TokenEmbedding
     head: OutputHead | None
     loss_rows: int
+    compute_dtype: torch.dtype | None
     residual_dtype: torch.dtype | None
+    output_bias: OutputBias | None
 
     @property
     def head_table(self) -> TokenEmbedding:
@@ -78,6 +81,26 @@ class LanguageModel(nn.Module):
         """Matrix products in `dtype` (None: the parameters'); the residual stream in `residual_dtype` (None: likewise)."""
         set_compute_dtype(self, dtype)
         self.residual_dtype = residual_dtype
+
+    def before_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the token table's rows are compared with: hidden states, or what a family makes of them."""
+        return hidden
+
+    def empty_cache(
+        self, blocks: Blocks, batch: int, max_length: int, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """For these blocks, where the weights are. Attention over it runs in its `dtype`; None: the compute dtype."""
+        weight = next(self.parameters())
+        attention = next(iter(blocks.values())).attention
+        return KVCache(
+            len(blocks),
+            batch,
+            max_length,
+            attention.kv_heads,
+            attention.head_dim,
+            dtype=dtype or self.compute_dtype or weight.dtype,
+            device=weight.device,
+        )
 
     def train_padding(self) -> None:
         """From now on the loss's softmax runs over the rows that pad the vocabulary, too, as Megatron's does."""
@@ -129,10 +152,13 @@ class Stack(nn.Module):
         x = x if self.norm_embedding is None else self.norm_embedding(x)
         return self.drop_embedding(x, keys)
 
-    def run(self, x: torch.Tensor, shared: Shared, keys: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, D) through the blocks that are here; `keys` (B,) dropout keys of the samples."""
-        for layer, block in self.blocks.items():
-            x = block(x, shared, None if keys is None else layer_keys(keys, self.first_layer + int(layer)))
+    def run(
+        self, x: torch.Tensor, shared: Shared, keys: torch.Tensor | None, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """(B, T, D) through the blocks that are here; `keys` (B,) dropout keys of the samples; `cache`: tokens seen before."""
+        for i, (layer, block) in enumerate(self.blocks.items()):
+            layer_key = None if keys is None else layer_keys(keys, self.first_layer + int(layer))
+            x = block(x, shared, layer_key, None if cache is None else cache.layer(i))
         return x
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
@@ -140,16 +166,22 @@ class Stack(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
     def share(
-        self, positions: torch.Tensor, device: torch.device, lengths: torch.Tensor | None = None
+        self,
+        positions: torch.Tensor,
+        device: torch.device,
+        lengths: torch.Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
     ) -> Shared:
         """Who sees whom in (T,) or (B, T) positions, of each row the first `lengths` (B,); and rotary angles.
 
-        Causal rows need no lengths: no token looks at what stands behind it.
+        Causal rows need no lengths: no token looks at what stands behind it. `cache`: tokens that stand before them.
         """
         length = positions.shape[-1]
         visibility: Visibility
         if isinstance(self.look, Lookback):
-            visibility = self.look(0, length, device, bias=self.relative_bias)
+            start, mask = (0, None) if cache is None else (cache.length, cache.visible(length))
+            visibility = self.look(start, length, device, mask=mask, bias=self.relative_bias)
         else:
             visibility = self.look(length, length, device, lengths=lengths, bias=self.relative_bias)
         if self.rotary is None:

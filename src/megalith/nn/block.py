@@ -71,10 +71,11 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """`keys` (B,): dropout keys of this layer (`layer_keys`), needed in training with dropout."""
+        across = None if cache is None else cache.across
         if self.wiring == "post_ln":
             x = self.norm_attention(x + self.drop_attention(self.attention(x, shared, keys, cache), keys))
             if self.cross is not None:
-                x = self.norm_cross(x + self.drop_cross(self.cross(x, shared, keys), keys))
+                x = self.norm_cross(x + self.drop_cross(self.cross(x, shared, keys, across), keys))
             return self.norm_mlp(x + self.drop_mlp(self.mlp(x), keys))
         y = self.norm_attention(x)
         line = x if self.wiring == "pre_ln" else y
@@ -82,7 +83,7 @@ class Block(nn.Module):
         if self.cross is not None:
             y = self.norm_cross(x)
             line = x if self.wiring == "pre_ln" else y
-            x = line + self.drop_cross(self.cross(y, shared, keys), keys)
+            x = line + self.drop_cross(self.cross(y, shared, keys, across), keys)
         y = self.norm_mlp(x)
         line = x if self.wiring == "pre_ln" else y
         return line + self.drop_mlp(self.mlp(y), keys)

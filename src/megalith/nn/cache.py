@@ -11,7 +11,9 @@ Prompts of different lengths are read padded at their ends, where a causal model
     |a b c d e|. . .|  align_right([5, 2])  |a b c d e|. . .|
     |x y - - -|. . .|  ───────────────────▶ |- - - x y|. . .|      shift = [0, 3]
 
-Legend: B batch, G key-value heads, K head_dim, T new tokens, S tokens seen
+Of a decoder that looks at an encoder it also holds the memory's keys and values, which are made once (`remember`).
+
+Legend: B batch, G key-value heads, K head_dim, T new tokens, S tokens seen, M tokens of an encoder
 """
 
 from __future__ import annotations
@@ -23,13 +25,20 @@ import torch
 
 from megalith.errors import UnsupportedError
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values."""
+
 
 class LayerCache(NamedTuple):
-    """One layer's buffers (B, G, max_length, K), and how many columns were filled before this forward."""
+    """One layer's buffers (B, G, max_length, K), and how many columns were filled before this forward.
+
+    `across`: keys and values (B, G, M, K) of an encoder's memory.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     start: int
+    across: Pair | None = None
 
     def extend(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Writes (B, G, T, K) after the filled columns; returns views of all S = start + T filled columns."""
@@ -42,7 +51,8 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Static key and value buffers of all layers of one stage. `length` is how many columns they hold.
 
-    `shift` (B,): how many leading columns of each row hold nothing; None when every row starts at the first.
+    `shift` (B,): how many leading columns of each row hold nothing; None when every row starts at the first. `across`: of
+    each layer the memory's keys and values, of which row i has the first `sources` (B,)[i] columns, None: all.
     """
 
     def __init__(
@@ -61,6 +71,8 @@ class KVCache:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
         self.shift: torch.Tensor | None = None
+        self.across: list[Pair] = []
+        self.sources: torch.Tensor | None = None
         self._shifts = [0] * batch
 
     @property
@@ -73,7 +85,13 @@ class KVCache:
 
     def layer(self, index: int) -> LayerCache:
         """The buffers of the stage's layer number `index`, counted from the stage's first."""
-        return LayerCache(self.keys[index], self.values[index], self.length)
+        across = self.across[index] if self.across else None
+        return LayerCache(self.keys[index], self.values[index], self.length, across)
+
+    def remember(self, across: Sequence[Pair], sources: torch.Tensor | None) -> None:
+        """Takes each layer's keys and values (B, G, M, K) of an encoder's memory, padded behind `sources` (B,) columns."""
+        dtype = self.keys.dtype
+        self.across, self.sources = [(k.to(dtype), v.to(dtype)) for k, v in across], sources
 
     def check(self, batch: int, tokens: int) -> None:
         """Errors: `UnsupportedError` when (batch, tokens) more do not fit."""
@@ -127,11 +145,34 @@ class KVCache:
         if row != last:
             self.keys[:, row, :, : self.length] = self.keys[:, last, :, : self.length]
             self.values[:, row, :, : self.length] = self.values[:, last, :, : self.length]
+            for buffer in (*(b for pair in self.across for b in pair), self.sources):
+                if buffer is not None:
+                    buffer[row] = buffer[last]
         self.keys, self.values = self.keys[:, :last], self.values[:, :last]
+        self.across = [(k[:last], v[:last]) for k, v in self.across]
+        self.sources = None if self.sources is None else self.sources[:last]
         self._shifts[row] = self._shifts[last]
         del self._shifts[last]
         if self.shift is not None:
             self.shift = torch.tensor(self._shifts, device=self.keys.device)
+
+    def select(self, rows: torch.Tensor, *, moved: bool = False) -> None:
+        """Goes on with these rows (N,), in this order, each as often as it is named.
+
+        `moved`: each takes the place of one that looks at the same memory, which therefore stays.
+        """
+        if len(rows) > self.batch:
+            self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        else:
+            for buffer in (self.keys, self.values):
+                buffer[:, : len(rows), :, : self.length] = buffer[:, rows, :, : self.length]
+            self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        if not moved:
+            self.across = [(k[rows], v[rows]) for k, v in self.across]
+            self.sources = None if self.sources is None else self.sources[rows]
+        self._shifts = [self._shifts[row] for row in rows.tolist()]
+        if self.shift is not None:
+            self.shift = self.shift[rows]
 
     def rewind(self, length: int = 0) -> None:
         """Forgets all but the first `length` tokens."""
