@@ -169,7 +169,7 @@ def _vocabulary(seen: Seen, facts: Facts, told: Told, tokenizer: Path | None) ->
                 raise
         else:
             if told.tokenizer is not None or size <= seen.rows:
-                return size, f"the tokenizer {tokenizer}"
+                return size, f"the tokenizer {tokenizer}" if tokenizer is told.tokenizer else "its own tokenizer"
     said = facts.said.get("vocab_size")
     if isinstance(said, int) and 0 < said <= seen.rows:
         return said, f"vocab_size ({facts.source})"

@@ -1,0 +1,101 @@
+"""The tokenizer in a NeMo archive: files under `nemo:<hash>_<name>`, or under the names of their keys in older ones.
+
+    tokenizer: {library, type, model, vocab_file, merge_file} + members ─▶ a temporary folder that `load_tokenizer` opens
+
+Knows names of members and keys. What the files mean is `tokenizers`' business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megalith.checkpoint.formats.nemo_archive import Archive, Temporary
+from megalith.errors import DataError, MegalithError
+from megalith.tokenizers.load import load_tokenizer
+from megalith.tokenizers.names import TokenizerFiles
+
+MARK = "nemo:"
+"""What stands before the name of a member in a configuration."""
+VOCABULARY = "tokenizer_vocab_dict.json"
+"""Token → id, as NeMo writes the vocabulary of a tokenizer of transformers."""
+KEYS = {
+    "model": ("model", "tokenizer_model"),
+    "vocab_file": ("vocab_file",),
+    "merge_file": ("merge_file", "merges_file"),
+}
+"""Field of `TokenizerFiles` → NeMo's keys."""
+NAMES = {"model": "tokenizer.model", "vocab_file": "vocab.txt", "merge_file": "merges.txt"}
+"""What a file is called where it is laid down for reading."""
+
+
+def find_own(archive: Archive, keys: Any) -> tuple[Path | None, tuple[str, ...]]:
+    """The archive's own tokenizer (a temporary folder), and what to say where it has none or one that cannot be read."""
+    keys = keys if isinstance(keys, Mapping) else {}
+    members = {field: member for field in KEYS if (member := _member(archive, keys, field))}
+    if not members and VOCABULARY not in archive.members:
+        return None, ()
+    sources, folder = Temporary.folder(), Temporary.folder()
+    try:
+        files = _lay_down(archive, members, sources)
+        sentinels = keys.get("num_sentinel_tokens")
+        loaded = load_tokenizer(
+            TokenizerFiles(
+                type=_type(keys),
+                library=str(keys.get("library") or "megatron"),
+                num_sentinel_tokens=sentinels if isinstance(sentinels, int) else None,
+                model=files.get("model"),
+                vocab_file=files.get("vocab_file"),
+                merge_file=files.get("merge_file"),
+            )
+        )
+        loaded.save(folder)
+    except (MegalithError, OSError) as error:
+        what = error.problem.what if isinstance(error, MegalithError) else str(error.strerror or error)
+        return None, (f"its tokenizer is left out: {what} (--tokenizer takes another)",)
+    return folder, ()
+
+
+def _member(archive: Archive, keys: Mapping[str, Any], field: str) -> str | None:
+    for key in KEYS[field]:
+        value = keys.get(key)
+        named = value.removeprefix(MARK) if isinstance(value, str) else ""
+        for name in (named, f"tokenizer.{key}"):
+            if name in archive.members:
+                return name
+    return None
+
+
+def _type(keys: Mapping[str, Any]) -> str | None:
+    """The type, or the name of a pretrained model that says it."""
+    for key in ("type", "tokenizer_name"):
+        if isinstance(keys.get(key), str) and keys[key]:
+            return str(keys[key])
+    return None
+
+
+def _lay_down(archive: Archive, members: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The members as files in a folder: field → path."""
+    contents = {field: archive.read(name) for field, name in members.items()}
+    if "vocab_file" not in contents and "model" not in contents:
+        contents["vocab_file"] = _lines(archive.read(VOCABULARY))
+    names = NAMES | ({"vocab_file": "vocab.json"} if "merge_file" in contents else {})
+    found = {}
+    for field, content in contents.items():
+        (folder / names[field]).write_bytes(content)
+        found[field] = str(folder / names[field])
+    return found
+
+
+def _lines(content: bytes) -> bytes:
+    """A vocab.txt of a dictionary of ids."""
+    try:
+        ids = json.loads(content)
+        tokens = sorted(ids, key=ids.__getitem__)
+        if [ids[token] for token in tokens] != list(range(len(tokens))):
+            raise ValueError("ids are missing")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"is no dictionary of tokens ({error})", where=VOCABULARY) from None
+    return "".join(f"{token}\n" for token in tokens).encode()
