@@ -6,11 +6,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from megalith.engine.objective import CausalLanguageModel
-from megalith.engine.step import Forward
+from megalith.engine.step import Forward, finish_gradients
 from megalith.models.family import FAMILIES
 from megalith.nn.dropout import sample_keys
 from megalith.parallel.apply import build
-from megalith.parallel.data import local_gradient
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
 
@@ -91,8 +90,7 @@ def record(name, sizes=None, **how):
                 parameter.fill_(0.1)
     loss = mean_loss(model)
     loss.backward()
-    for module, key in Forward([model], CausalLanguageModel(), topology).partial:
-        topology.sum(local_gradient(getattr(module, key)), "tensor")
+    finish_gradients(Forward([model], CausalLanguageModel(), topology), dict(model.named_parameters()))
     found = {"loss": loss.detach()}
     for key, parameter in model.named_parameters():
         gradient = parameter.grad

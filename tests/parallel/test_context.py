@@ -65,8 +65,10 @@ def test_chunks_see_what_these_rows_see_in_one_process(what):
         lookback = ContextLookback()
         lookback.chunks = Chunks(rank, ranks)
         rows = Chunks(rank, ranks).spans(length // ranks)
-        for (first, end), sees in zip(rows, lookback(0, length // ranks, CPU, **options), strict=True):
-            assert sees.first == first
+        for (first, end), (sees, keys) in zip(
+            rows, lookback(0, length // ranks, CPU, **options), strict=True
+        ):
+            assert (sees.first, keys) == (first, end)
             assert torch.equal(numbers(as_mask(sees, end - first, end, CPU)), whole[:, :, first:end, :end])
             assert not whole[:, :, first:end, end:].isfinite().any()
 

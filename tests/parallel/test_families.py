@@ -52,9 +52,9 @@ def test_two_tensor_ranks_compute_the_same(name, rank_pool):
         close({key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()}, wanted, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["megatron-t5", "t5-1.1", "bart"])
+@pytest.mark.parametrize("name", ["bert", "bert-original", "megatron-t5", "t5-1.1", "bart"])
 def test_two_tensor_ranks_share_the_sequences(name, rank_pool):
-    """The encoder's and the decoder's, which have lengths of their own; of BERT's heads no rank has all positions yet."""
+    """The encoder's and the decoder's, which have lengths of their own; BERT's heads see a part each."""
     wanted = record(name)
     for found in rank_pool.run(in_process, 2, name, {"tensor": 2, "sequence_parallel": True}):
         close({key: torch.tensor(value, dtype=torch.float64) for key, value in found.items()}, wanted, 1e-10)

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.parallel.memory import Recompute
 from megalith.testing.parity import Case
 from megalith.topology.sizes import Sizes
 
+SHAPE = {
+    "vocab_size": 130,
+    "hidden_size": 24,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 8,
+    "hidden_dropout": 0.1,
+}
+"""130 tokens padded to 256: with four tensor ranks the last one holds padding alone."""
+
 
 def model(layers: int = 4, **changes: Any) -> ModelConfig:
-    """130 tokens padded to 256: with four tensor ranks the last one holds padding alone."""
-    shape = {
-        "vocab_size": 130,
-        "num_layers": layers,
-        "hidden_size": 24,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 8,
-        "hidden_dropout": 0.1,
-    }
-    return ModelConfig(**{**shape, **changes})
+    """A GPT."""
+    return ModelConfig(**{**SHAPE, "num_layers": layers, **changes})
+
+
+def bert(layers: int = 4, **changes: Any) -> BertConfig:
+    """Megatron's BERT, with a binary head."""
+    return BertConfig(**{**SHAPE, "num_layers": layers, **changes})
+
+
+def encoder_decoder(layers: int = 2, **changes: Any) -> EncoderDecoderConfig:
+    """Megatron's T5, so many layers on each side."""
+    sides = {"num_layers": layers, "max_position_embeddings": 16, "output_bias": True}
+    return EncoderDecoderConfig(**{**SHAPE, **sides, **changes})
 
 
 LLAMA = {
@@ -53,5 +67,36 @@ CASES = {
     "fp32": Case(model(), precision="32"),
     "bf16": Case(model(hidden_dropout=0.0), precision="bf16-mixed"),
 }
+
+T5 = {
+    "position_embedding_type": "relative",
+    "normalization": "rmsnorm",
+    "bias": False,
+    "activation": "geglu",
+    "output_bias": False,
+    "share_embeddings_and_output_weights": False,
+}
+"""T5 1.1's."""
+
+BART = {
+    "transformer_block_type": "post_ln",
+    "share_position_embeddings": False,
+    "decoder_num_layers": 1,
+    "decoder_ffn_hidden_size": 40,
+}
+
+FAMILIES = {
+    "bert": Case(bert(8)),
+    "bert original": Case(
+        bert(
+            transformer_block_type="post_ln", share_embeddings_and_output_weights=False, attention_dropout=0.1
+        )
+    ),
+    "bert without order": Case(bert(bert_binary_head=False, num_tokentypes=3, num_query_groups=2)),
+    "t5": Case(encoder_decoder(), micro_batches=4),
+    "t5 1.1": Case(encoder_decoder(**T5), micro_batches=4),
+    "bart": Case(encoder_decoder(**BART, attention_dropout=0.1), micro_batches=4),
+}
+CASES |= FAMILIES
 
 UNEVEN = Sizes(pipeline=2, layers=(4, 1))

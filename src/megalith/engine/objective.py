@@ -63,8 +63,9 @@ class MaskedLanguageModel:
         return counts | {"sop": (batch["order"] >= 0).sum()} if self.binary_head else counts
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Tokens; token types, and lengths without the padding."""
-        return batch["tokens"], {name: batch[name] for name in ("types", "lengths") if name in batch}
+        """Tokens; token types, lengths without the padding, and positions where the batch has them."""
+        named = ("types", "lengths", "positions")
+        return batch["tokens"], {name: batch[name] for name in named if name in batch}
 
     def terms(self, model: nn.Module, output: torch.Tensor, batch: Batch) -> dict[str, Any]:
         """The model's own: the head over the vocabulary sees the masked positions alone."""
@@ -79,10 +80,9 @@ class SequenceToSequence:
         return {"lm": (batch["targets"] >= 0).sum()}
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The encoder's tokens; the decoder's, and the encoder's lengths without the padding."""
-        return batch["encoder_tokens"], {
-            name: batch[name] for name in ("tokens", "encoder_lengths") if name in batch
-        }
+        """The encoder's tokens; the decoder's, the encoder's lengths without the padding, and positions of both."""
+        named = ("tokens", "encoder_lengths", "positions", "encoder_positions")
+        return batch["encoder_tokens"], {name: batch[name] for name in named if name in batch}
 
     def terms(self, model: nn.Module, output: torch.Tensor, batch: Batch) -> dict[str, Any]:
         """The model's own chunked cross-entropy over the decoder's hidden states."""

@@ -64,7 +64,8 @@ class Bert(Stack, LanguageModel):
         """(B, T) tokens on the first stage, (B, T, D) activations on others → (B, T, D), final norm applied on the last.
 
         `types` (B, T), None: all of type 0; `lengths` (B,): tokens of each row before its padding, which nobody looks at,
-        None: no padding; `keys` (B,) dropout keys of the samples (needed in training with dropout); `positions` (B, T).
+        None: no padding; `keys` (B,) dropout keys of the samples (needed in training with dropout); `positions` (B, T), which say
+        how long the sequence is where activations hold a part of it only.
         Errors: `UnsupportedError` for too long a sequence.
         """
         if positions is None:
@@ -111,10 +112,10 @@ class Bert(Stack, LanguageModel):
         "sop" where the model has a binary head, which needs `order`. The head sees the positions with a target alone: of
         every seven or so one.
         """
-        counted = targets >= 0
-        predicted, wanted = self.lm_head(hidden[counted]), targets[counted]
-        total = self.cross_entropy(predicted, self.head_weight, wanted, self.loss_rows, self.output_bias.bias)
-        terms = {"lm": LossTerm(total, counted.sum())}
+        rows, wanted = self.lm_head.counted(hidden, targets)
+        bias = self.output_bias.bias
+        total = self.cross_entropy(self.lm_head(rows), self.head_weight, wanted, self.loss_rows, bias)
+        terms = {"lm": LossTerm(total, (targets >= 0).sum())}
         if self.binary_head is None:
             return terms
         if order is None:

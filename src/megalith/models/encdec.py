@@ -63,24 +63,32 @@ class EncoderDecoder(LanguageModel):
         tokens: torch.Tensor,
         encoder_lengths: torch.Tensor | None = None,
         keys: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        encoder_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, S) tokens that the encoder reads, (B, T) that the decoder reads → the decoder's hidden states (B, T, D).
 
         `encoder_lengths` (B,): tokens of each row before its padding, which nobody looks at, None: no padding; the decoder's
         rows may end in anything, for no token looks at what stands behind it. `keys` (B,) dropout keys of the samples (needed in
-        training with dropout). Errors: `UnsupportedError` for too long a sequence.
+        training with dropout); `positions` (B, T) and `encoder_positions` (B, S), None: from 0. Errors: `UnsupportedError` for
+        too long a sequence.
         """
-        memory = self.encode(encoder_tokens, encoder_lengths, keys)
-        return self.decode(tokens, memory, encoder_lengths, keys, source=encoder_tokens.shape[1])
+        memory = self.encode(encoder_tokens, encoder_lengths, keys, positions=encoder_positions)
+        source = encoder_tokens.shape[1]
+        return self.decode(tokens, memory, encoder_lengths, keys, source=source, positions=positions)
 
     def encode(
         self,
         tokens: torch.Tensor,
         lengths: torch.Tensor | None = None,
         keys: torch.Tensor | None = None,
+        *,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, S) tokens → the memory (B, S, D) that the decoder looks at."""
-        stack, positions = self.encoder, torch.arange(tokens.shape[1], device=tokens.device)
+        stack = self.encoder
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
         shared = stack.share(positions, tokens.device, lengths)
         return stack.leave(stack.run(self.embed(stack, tokens, positions, keys), shared, keys))
 
@@ -92,12 +100,15 @@ class EncoderDecoder(LanguageModel):
         keys: torch.Tensor | None = None,
         *,
         source: int | None = None,
+        positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T) tokens and the memory (B, S, D) of an encoder that read `lengths` (B,) tokens → (B, T, D).
 
         `source`: S, where the memory is a part of the sequence only.
         """
-        stack, positions = self.decoder, torch.arange(tokens.shape[1], device=tokens.device)
+        stack = self.decoder
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
         across = stack.look_across(tokens.shape[1], source or memory.shape[1], tokens.device, lengths=lengths)
         shared = stack.share(positions, tokens.device)._replace(memory=memory, across=across)
         return stack.leave(stack.run(self.embed(stack, tokens, positions, keys), shared, keys))

@@ -2,7 +2,7 @@
 
 Knows layers and shapes. Knows no loss and no batch.
 
-Legend: B batch, T time, D width
+Legend: B batch, T time, D width, N counted targets
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megalith.nn.norm import make_norm
 
 
 class MaskedHead(nn.Module):
-    """(…, D) → (…, D), before the product with the token table: dense, activation, norm."""
+    """(…, D) → (…, D), before the product with the token table: dense, activation, norm. Sees what has a target alone."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -29,6 +29,11 @@ class MaskedHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.norm(self.bend(self.dense(hidden)))
 
+    def counted(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of hidden states (B, T, D) those whose targets (B, T) are counted, (N, D), and these targets (N,)."""
+        here = targets >= 0
+        return hidden[here], targets[here]
+
 
 class Pooler(nn.Module):
     """(B, T, D) → (B, D): one vector of a text, from its first position."""
@@ -38,7 +43,11 @@ class Pooler(nn.Module):
         self.dense = Linear(width, width, axes=("embed", "embed"))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.dense(hidden[:, 0]).tanh()
+        return self.dense(self.first(hidden)).tanh()
+
+    def first(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) → (B, D): the first position's."""
+        return hidden[:, 0]
 
 
 def binary_head(width: int) -> Linear:

@@ -84,19 +84,20 @@ class Lookaround(nn.Module):
         keys: int,
         device: torch.device,
         *,
+        first: int = 0,
         lengths: torch.Tensor | None = None,
         bias: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> Visibility:
-        """Of `keys` columns, row i has `lengths` (B,)[i] tokens and then padding; None: no row has any.
+        """Of `queries` tokens from place `first` on, among `keys` of which row i has `lengths` (B,)[i] and then padding.
 
-        `bias`: (T,) places of queries and (S,) of keys → what is added to scores. A row without a token would look at
-        nothing, which has no softmax: it looks at its first filler.
+        `lengths` None: no row has any. `bias`: (T,) places of queries and (S,) of keys → what is added to scores. A row
+        without a token would look at nothing, which has no softmax: it looks at its first filler.
         """
         visibility = Visibility(lengths=None if unpadded(lengths, keys) else lengths.clamp(min=1))
         if bias is not None:
-            places = torch.arange(max(queries, keys), device=device)
-            visibility = with_bias(visibility, bias(places[:queries], places[:keys]))
-        return visibility
+            queried = torch.arange(first, first + queries, device=device)
+            visibility = with_bias(visibility, bias(queried, torch.arange(keys, device=device)))
+        return visibility._replace(first=first)
 
 
 def unpadded(lengths: torch.Tensor | None, keys: int) -> bool:

@@ -6,21 +6,21 @@
     q of two chunks ──────────────────────────┬─▶ core: early queries, keys up to them ─┬─▶ y of two chunks
     k, v of two chunks ─ gather ─ in order ───┘   core: late queries, keys up to them   ┘
 
+Where only padding is hidden (BERT, an encoder, a decoder's look across to it) either chunk looks at all keys; across, the
+queries are the decoder's chunks and the keys those of the encoder's, which has another length.
+
 Everything else of a block looks at one token at a time and needs no message; what numbers its rows (positions, dropout)
 is told which they are. The batch is cut in `share_sequence`, the model changed in `share_context`: the attention core is
-wrapped, `Lookback` says who sees whom chunk by chunk, and dropout takes its masks by place in the whole sequence.
+wrapped, `Lookback` and `Lookaround` say who sees whom chunk by chunk, and dropout takes its masks by place in the whole
+sequence. Knows the order of chunks. Knows no model, only parts by class.
 
-Other attentions fit the same three: one that looks both ways (BERT) is a `Visibility` maker of its own whose chunks see all
-keys, with `ContextCore` given their end instead of the chunk's; cross-attention (T5) has the decoder's chunks as queries and
-gathers keys of the encoder's. Knows the order of chunks. Knows no model, only parts by class.
-
-Legend: B batch, T time, C context ranks, H heads, G key-value heads, K head_dim
+Legend: B batch, T time, S keys, C context ranks, H heads, G key-value heads, K head_dim
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,13 +29,20 @@ from torch.distributed import ProcessGroup
 from megalith.errors import DataError
 from megalith.nn.attention import Attention
 from megalith.nn.dropout import Dropout
-from megalith.nn.visibility import Lookback, Visibility
+from megalith.nn.loss import NOT_COUNTED
+from megalith.nn.visibility import Lookaround, Lookback, Visibility
 from megalith.parallel.layers import SequenceDropout
 from megalith.topology import collectives
 from megalith.topology.topology import Topology
 
 WHOLE = ("documents",)
 """What a batch says of keys: every rank needs it of the whole sequence."""
+
+OF_THE_FIRST_POSITION = ("order",)
+"""What a batch asks of the first position: counted where that is, on the first rank."""
+
+PLACES = {"tokens": "positions", "encoder_tokens": "encoder_positions"}
+"""The sequences of a batch, and what says where in them its tokens stand."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +85,33 @@ def chunks_of(topology: Topology) -> Chunks:
 def share_sequence(batch: dict[str, torch.Tensor], topology: Topology) -> dict[str, torch.Tensor]:
     """This rank's part of every sequence of a batch, with its positions; the batch itself without context parallelism.
 
-    Cuts what has a time dim (B, T, …) but for `WHOLE`. Errors: `DataError` when a sequence cannot be cut evenly.
+    Cuts what has a time dim (B, T, …) but for `WHOLE`; an encoder's sequence by its own length. Errors: `DataError` when a
+    sequence cannot be cut evenly.
     """
     if topology.size("context") == 1:
         return batch
-    chunks, tokens = chunks_of(topology), batch["tokens"]
-    length = tokens.shape[1]
+    chunks, places = chunks_of(topology), {}
+    for name in PLACES.keys() & batch.keys():
+        _check(name, batch[name].shape[1], chunks)
+        places[PLACES[name]] = torch.arange(batch[name].shape[1], device=batch[name].device).expand_as(
+            batch[name]
+        )
+    return {name: _part(name, tensor, chunks) for name, tensor in {**places, **batch}.items()}
+
+
+def _check(name: str, length: int, chunks: Chunks) -> None:
     if length % (2 * chunks.ranks):
         raise DataError(
-            f"{length} tokens cannot be cut into {2 * chunks.ranks} equal chunks",
+            f"{length} {name.replace('_', ' ')} cannot be cut into {2 * chunks.ranks} equal chunks",
             where="batch",
             fix=f"use sequences of a multiple of {2 * chunks.ranks} tokens",
         )
-    positions = torch.arange(length, device=tokens.device).expand(tokens.shape)
-    return {
-        name: tensor if name in WHOLE or tensor.ndim == 1 else chunks.cut(tensor)
-        for name, tensor in {"positions": positions, **batch}.items()
-    }
+
+
+def _part(name: str, tensor: torch.Tensor, chunks: Chunks) -> torch.Tensor:
+    if name in OF_THE_FIRST_POSITION and chunks.rank > 0:
+        return torch.full_like(tensor, NOT_COUNTED)
+    return tensor if name in WHOLE or tensor.ndim == 1 else chunks.cut(tensor)
 
 
 def share_context(stage: nn.Module, topology: Topology) -> None:
@@ -109,6 +126,13 @@ def share_context(stage: nn.Module, topology: Topology) -> None:
         elif type(module) in SWAPS:
             module.__class__ = SWAPS[type(module)]
             module.chunks = chunks  # type: ignore[assignment]
+
+
+class ChunkView(NamedTuple):
+    """What the queries of one chunk see: of the first `keys` keys of the whole sequence, those that `sees` says."""
+
+    sees: Visibility
+    keys: int
 
 
 class ContextCore(nn.Module):
@@ -129,16 +153,15 @@ class ContextCore(nn.Module):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        visibility: tuple[Visibility, ...],
+        visibility: tuple[ChunkView, ...],
         keys: torch.Tensor | None,
     ) -> torch.Tensor:
-        """q (B, H, T/C, K), k and v (B, G, T/C, K) → (B, H, T/C, K)."""
+        """q (B, H, T/C, K), k and v (B, G, S/C, K) → (B, H, T/C, K)."""
         both = collectives.gather(torch.cat((k, v), dim=-1).transpose(1, 2), self.group)
         k, v = self.chunks.ordered(both).transpose(1, 2).chunk(2, dim=-1)
-        parts = zip(q.chunk(2, dim=2), self.chunks.spans(q.shape[2]), visibility, strict=True)
+        views = zip(q.chunk(2, dim=2), visibility, strict=True)
         return torch.cat(
-            [self.inner(rows, k[:, :, :end], v[:, :, :end], sees, keys) for rows, (_, end), sees in parts],
-            dim=2,
+            [self.inner(rows, k[:, :, :end], v[:, :, :end], sees, keys) for rows, (sees, end) in views], dim=2
         )
 
     def extra_repr(self) -> str:
@@ -151,10 +174,30 @@ class ContextLookback(Lookback):
     chunks: Chunks
 
     def forward(self, start: int, length: int, device: torch.device, **options: Any) -> Any:
-        """The `Visibility` of either chunk; `length` = T/C, and `start` is 0: no cache is shared."""
+        """A `ChunkView` of either chunk; `length` = T/C, and `start` is 0: no cache is shared."""
         return tuple(
-            super(ContextLookback, self).forward(first, end - first, device, **options)
+            ChunkView(super(ContextLookback, self).forward(first, end - first, device, **options), end)
             for first, end in self.chunks.spans(length)
+        )
+
+    def extra_repr(self) -> str:
+        return f"context={self.chunks.ranks}"
+
+
+class ContextLookaround(Lookaround):
+    """The same where only padding is hidden: either chunk sees the keys of all ranks."""
+
+    chunks: Chunks
+
+    def forward(self, queries: int, keys: int, device: torch.device, **options: Any) -> Any:
+        """A `ChunkView` of either chunk; `queries` = T/C and `keys` = S/C, `lengths` are of the whole sequence."""
+        whole = keys * self.chunks.ranks
+        return tuple(
+            ChunkView(
+                super(ContextLookaround, self).forward(end - first, whole, device, first=first, **options),
+                whole,
+            )
+            for first, end in self.chunks.spans(queries)
         )
 
     def extra_repr(self) -> str:
@@ -176,6 +219,7 @@ class ContextSequenceDropout(SequenceDropout, ContextDropout):
 
 SWAPS: dict[type, type] = {
     Lookback: ContextLookback,
+    Lookaround: ContextLookaround,
     Dropout: ContextDropout,
     SequenceDropout: ContextSequenceDropout,
 }

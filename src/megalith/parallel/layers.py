@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
+from megalith.models.heads import MaskedHead, Pooler
 from megalith.nn.dropout import Dropout, ProbabilityDropout
 from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.linear import Linear
@@ -215,6 +216,35 @@ class SequenceDropout(Dropout):
 
     def rows(self, length: int, device: torch.device) -> torch.Tensor:
         return super().rows(length * self.shares.parts, device).chunk(self.shares.parts)[self.shares.part]
+
+
+class SequenceMaskedHead(MaskedHead):
+    """The head over the counted targets of this rank's part of the sequence; the token table's product gathers its outputs."""
+
+    shares: Shares
+
+    def counted(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T/n, D) and the whole (B, T) → (1, N, D) of this part, and (1, N·n) targets of all parts.
+
+        N is the count of the part with most targets: the others send rows besides that are not counted.
+        """
+        parts = targets.unflatten(1, (self.shares.parts, -1)).transpose(0, 1).flatten(1)
+        most = max(int((parts >= 0).sum(1).max()), 1)
+        order = (parts < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        rows = hidden.flatten(0, 1)[order[self.shares.part]]
+        return rows[None], parts.gather(1, order).flatten()[None]
+
+
+class SequencePooler(Pooler):
+    """The first position is on the first tensor rank; all pool it alike."""
+
+    shares: Shares
+
+    def first(self, hidden: torch.Tensor) -> torch.Tensor:
+        mine = hidden[:, 0]
+        return collectives.reduce(
+            mine if self.shares.part == 0 else torch.zeros_like(mine), self.shares.group
+        )
 
 
 class HeadDropout(ProbabilityDropout):

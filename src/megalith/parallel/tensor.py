@@ -3,7 +3,8 @@
     Linear, out-axis shared   ─▶ ColumnParallelLinear        TokenEmbedding ─▶ VocabParallelEmbedding
     Linear, in-axis shared    ─▶ RowParallelLinear           CrossEntropy   ─▶ VocabParallelCrossEntropy
 
-Works on a meta model, in place; the identity when the axis has size 1. Knows layers by class and by `axes`, no model.
+Works on a meta model, in place; the identity when the axis has size 1. Knows layers and heads by class and by `axes`, no
+model.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
+from megalith.models.heads import MaskedHead, Pooler
 from megalith.nn.attention import Attention
 from megalith.nn.dropout import Dropout, ProbabilityDropout
 from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
@@ -73,6 +75,11 @@ def _share_sequence(module: nn.Module, shares: Shares) -> None:
     elif isinstance(module, PositionEmbedding):
         become(module, layers.SequencePositionEmbedding, shares)
         _partial(module, "weight")
+    elif isinstance(module, MaskedHead):
+        become(module, layers.SequenceMaskedHead, shares)
+        _partial(module.dense, "weight", "bias")
+    elif isinstance(module, Pooler):
+        become(module, layers.SequencePooler, shares)
     elif type(module) is Dropout:
         become(module, layers.SequenceDropout, shares)
 
