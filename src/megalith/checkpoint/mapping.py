@@ -58,24 +58,29 @@ class Transposed:
 
 @dataclass(frozen=True)
 class HeadOrder:
-    """Fused rows of queries, keys and values in another order than head by head, [h][3][d].
+    """Fused rows of queries, keys and values (or of keys and values) in another order than head by head, [h][3][d].
 
-    `stored` spells the foreign order, outermost first: `3` which of the three, `h` head, `d` channel.
+    `stored` spells the foreign order, outermost first: `3` which of the three (`2`: of the two), `h` head, `d` channel.
     """
 
     stored: str
 
+    @property
+    def _native(self) -> str:
+        return "h2d" if "2" in self.stored else "h3d"
+
     def inward(self, foreign: Tensors, heads: Heads) -> Tensors:
-        return [_reordered(tensor, self.stored, "h3d", heads) for tensor in foreign]
+        return [_reordered(tensor, self.stored, self._native, heads) for tensor in foreign]
 
     def outward(self, native: Tensors, heads: Heads) -> Tensors:
-        return [_reordered(tensor, "h3d", self.stored, heads) for tensor in native]
+        return [_reordered(tensor, self._native, self.stored, heads) for tensor in native]
 
 
 def _reordered(rows: torch.Tensor, old: str, new: str, heads: Heads) -> torch.Tensor:
     if heads.group != 1:
         raise ValueError("only heads that each have a key and a value of their own were ever stored so")
-    sizes = {"3": 3, "h": rows.shape[0] // (3 * heads.dim), "d": heads.dim}
+    kinds = "2" if "2" in old else "3"
+    sizes = {kinds: int(kinds), "h": rows.shape[0] // (int(kinds) * heads.dim), "d": heads.dim}
     apart = rows.reshape(*(sizes[letter] for letter in old), *rows.shape[1:])
     rest = range(3, apart.ndim)
     return apart.permute(*(old.index(letter) for letter in new), *rest).reshape(rows.shape)
@@ -83,7 +88,12 @@ def _reordered(rows: torch.Tensor, old: str, new: str, heads: Heads) -> torch.Te
 
 @dataclass(frozen=True)
 class Woven:
-    """Queries, keys and values each in a tensor of its own there; here a group's queries, its key, its value, and so on."""
+    """Queries, keys and values each in a tensor of its own there; here a group's queries, its key, its value, and so on.
+
+    `queries` False: keys and values alone.
+    """
+
+    queries: bool = True
 
     def inward(self, foreign: Tensors, heads: Heads) -> Tensors:
         groups = foreign[-1].shape[0] // heads.dim
@@ -92,8 +102,8 @@ class Woven:
 
     def outward(self, native: Tensors, heads: Heads) -> Tensors:
         (fused,) = native
-        apart = fused.reshape(-1, (heads.group + 2) * heads.dim, *fused.shape[1:])
-        sizes = (heads.group * heads.dim, heads.dim, heads.dim)
+        sizes = (*((heads.group * heads.dim,) if self.queries else ()), heads.dim, heads.dim)
+        apart = fused.reshape(-1, sum(sizes), *fused.shape[1:])
         return [part.flatten(0, 1) for part in apart.split(sizes, 1)]
 
 
@@ -109,6 +119,30 @@ class Halves:
 
     def outward(self, native: Tensors, heads: Heads) -> Tensors:
         return [torch.cat(tuple(native))]
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A table that begins with `rows` rows that nothing looks up there; here it begins with what is looked up."""
+
+    rows: int
+
+    def inward(self, foreign: Tensors, heads: Heads) -> Tensors:
+        return [tensor[self.rows :] for tensor in foreign]
+
+    def outward(self, native: Tensors, heads: Heads) -> Tensors:
+        return [torch.cat((tensor.new_zeros(self.rows, *tensor.shape[1:]), tensor)) for tensor in native]
+
+
+@dataclass(frozen=True)
+class OneRow:
+    """(1, n) there, (n,) here."""
+
+    def inward(self, foreign: Tensors, heads: Heads) -> Tensors:
+        return [tensor.squeeze(0) for tensor in foreign]
+
+    def outward(self, native: Tensors, heads: Heads) -> Tensors:
+        return [tensor[None] for tensor in native]
 
 
 @dataclass(frozen=True)
@@ -162,6 +196,11 @@ class Table:
 def table_of_tokens(native: str, foreign: str, *copies: str) -> Rule:
     """A table with a row a token, cut by rows."""
     return Rule((native,), (foreign,), cut=0, padded=True, copies=copies)
+
+
+def bias_of_tokens(native: str, *foreign: str, step: Step = SAME) -> Rule:
+    """A number a token, cut and padded as the table is; `foreign`: its name, then those of copies."""
+    return Rule((native,), foreign[:1], step, cut=0, padded=True, copies=foreign[1:])
 
 
 def norm(native: str, foreign: str) -> tuple[Rule, ...]:

@@ -69,7 +69,12 @@ def load(
     from megalith.generate.loading import load_model
 
     loaded = load_model(
-        checkpoint, precision=layout.precision, tokenizer=tokenizer, config_file=config_file, crew=crew
+        checkpoint,
+        precision=layout.precision,
+        tokenizer=tokenizer,
+        config_file=config_file,
+        crew=crew,
+        families=("gpt",),
     )
     if crew.is_main:
         show_notices(loaded.notices)

@@ -7,7 +7,7 @@ Builds no optimizer, and initialises nothing that is loaded anyway. Knows no dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from megalith.errors import CheckpointError, DataError, MegalithError
 from megalith.generate.crew import Crew
 from megalith.generate.reading import prepare_for_reading
 from megalith.models.config import ModelConfig
-from megalith.models.family import ARCHITECTURE, understand
-from megalith.models.gpt import GPT
+from megalith.models.family import ARCHITECTURE, FAMILIES, understand
+from megalith.models.stack import LanguageModel
 from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer
@@ -38,7 +38,7 @@ from megalith.topology.topology import Topology, choose_device
 class Loaded:
     """A model in evaluation mode with all that came with it."""
 
-    model: GPT
+    model: LanguageModel
     tokenizer: DefinedTokenizer | None
     folder: Path
     state: Mapping[str, Any]
@@ -89,13 +89,15 @@ def load_model(
     tokenizer: str | None = None,
     config_file: str | Path | None = None,
     crew: Crew | None = None,
+    families: Sequence[str] = tuple(FAMILIES),
 ) -> Loaded:
     """Loads a checkpoint for reading, whatever wrote it and whatever layout saved it.
 
     `path`: a run folder (its newest checkpoint), a step folder, a folder of transformers, or what Megatron wrote (its root, an
     iteration, a rank's folder, a single file, torch_dist). `tokenizer` (a tokenizer.json, or a folder with one) replaces the
     checkpoint's own; `config_file` (JSON or YAML) says what Megatron's files do not. `crew`: the processes that read it
-    together, each of which must call this, on its device; else this one alone does, on `device`.
+    together, each of which must call this, on its device; else this one alone does, on `device`. `families`: those that the
+    caller can use.
     Errors: `CheckpointError` when it is not there, is damaged, or holds no model that this version knows; `DataError` for a
     tokenizer that has more tokens than the model; `ConfigError` for a model that cannot be shared by so many.
     """
@@ -105,7 +107,7 @@ def load_model(
         source = native(found.folder)
     else:
         source = of_others(open_foreign(found.folder, config_file=config_file, tokenizer=tokenizer))
-    model_class, config = understand_gpt(source.state, where=str(source.folder))
+    model_class, config = understand_one_of(families, source.state, where=str(source.folder))
     crew.check(config)
     spelling, notices = _spelling(source, tokenizer, config.vocab_size)
     if precision == "auto" and source.dtype == torch.float64 and not source.exact:
@@ -123,15 +125,17 @@ def load_model(
     return Loaded(ready, spelling, source.folder, source.state, crew, (*source.notices, *notices))
 
 
-def understand_gpt(state: Mapping[str, Any], *, where: str) -> tuple[type[GPT], ModelConfig]:
-    """Class and config of a model that predicts the next token. Errors: `CheckpointError` that names another family."""
+def understand_one_of(
+    families: Sequence[str], state: Mapping[str, Any], *, where: str
+) -> tuple[type[LanguageModel], ModelConfig]:
+    """Class and config of a model that can be used here. Errors: `CheckpointError` that names another family."""
     model_class, config = understand(state, where=where)
-    if not issubclass(model_class, GPT):
-        family = state[ARCHITECTURE]["family"].upper()
+    family = state[ARCHITECTURE]["family"]
+    if family not in families:
         raise CheckpointError(
-            f"this checkpoint is a {family}: generation and perplexity need a model that predicts the next token",
+            f"this checkpoint is a {family.upper()}: generation and perplexity need a model that predicts the next token",
             where=where,
-            fix="give a checkpoint of a GPT",
+            fix=f"give a checkpoint of a {' or '.join(each.upper() for each in families)}",
         )
     return model_class, config
 

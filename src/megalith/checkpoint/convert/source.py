@@ -85,12 +85,7 @@ def open_native(folder: Path, tokenizer: Path | None = None) -> Source:
     state = read_state(folder)
     family = (state.get("architecture") or {}).get("family", "")
     _, config = understand(state, where=str(folder))
-    if family != "gpt":
-        raise UnsupportedError(
-            f"this checkpoint is a {family.upper()}, and a conversion is proved for GPT only",
-            where=str(folder),
-            fix="load it as it is: training reads a native checkpoint at any parallel size",
-        )
+    _refuse_other_families(family, folder)
     tensors = {lazy.name.removeprefix("model."): lazy for lazy in read_tensors(folder)}
     records = read_manifest(folder).files
     own = folder / TOKENIZER
@@ -110,6 +105,15 @@ def open_native(folder: Path, tokenizer: Path | None = None) -> Source:
     )
 
 
+def _refuse_other_families(family: str, folder: Path) -> None:
+    if family != "gpt":
+        raise UnsupportedError(
+            f"this checkpoint is a {family.upper()}, and a conversion is proved for GPT only",
+            where=str(folder),
+            fix="load it as it is: every command reads it at any parallel size",
+        )
+
+
 def _own_optimizer(folder: Path, state: Mapping[str, Any], names: set[str]) -> Optimizer | None:
     moments = {lazy.name.removeprefix("optim."): lazy for lazy in read_tensors(folder, "optim.")}
     if moments.keys() != {f"{name}.{moment}" for name in names for moment in MOMENTS}:
@@ -120,6 +124,7 @@ def _own_optimizer(folder: Path, state: Mapping[str, Any], names: set[str]) -> O
 
 def of_foreign(foreign: Foreign) -> Source:
     """What another program saved."""
+    _refuse_other_families(foreign.family, foreign.path)
     if not foreign.tensors:
         raise CheckpointError("it holds no tensors", where=str(foreign.path))
     used = {path for parts in foreign.parts.values() for lazy in parts for path in files_of(lazy)}

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from megalith.checkpoint.mapped import Mapped, Parts, natives
+from megalith.checkpoint.drawn import Drawn
+from megalith.checkpoint.mapped import Mapped, Parts, canonical, natives
 from megalith.checkpoint.mapping import Heads, Table
 from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig
@@ -41,9 +42,11 @@ class Foreign:
     state: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
+    """Our names of the tensors that it was saved without, and a model needs: they begin anew."""
 
     @cached_property
-    def tensors(self) -> Mapping[str, Mapped]:
+    def tensors(self) -> Mapping[str, Mapped | Drawn]:
         """Our names (`blocks.0.mlp.up.weight`) → tensors, each made when it is read. Errors: `CheckpointError` for what does not fit."""
         if self.config.num_layers > len(self.parts):
             raise CheckpointError(
@@ -52,7 +55,14 @@ class Foreign:
                 fix="its files are incomplete, or its configuration is damaged",
             )
         shapes = shapes_of(self.family, self.config)
-        return natives(self.table, shapes, self.parts, heads_of(self.config), where=str(self.path))
+        anew = {
+            name: Drawn(name, self.dtype, shapes.pop(name), self.config.init_method_std)
+            for name in self.drawn
+        }
+        return {
+            **natives(self.table, shapes, self.parts, heads_of(self.config), where=str(self.path)),
+            **anew,
+        }
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,6 +76,20 @@ class Foreign:
     def described(self) -> dict[str, Any]:
         """What `state.json` would say of it: its state and its architecture."""
         return {**self.state, **describe(self.family, self.config)}
+
+
+def with_heads(foreign: Foreign) -> Foreign:
+    """The same, and where an encoder was saved without the head that guesses masked tokens, one that begins anew."""
+    if foreign.family != "bert":
+        return foreign
+    found = {canonical(foreign.table, name) for name in foreign.parts}
+    rules = [rule for rule in foreign.table.rules if rule.native[-1].startswith(("lm_head.", "output_bias."))]
+    if any(name in found for rule in rules for name in (*rule.foreign, *rule.copies)):
+        return foreign
+    shapes = shapes_of(foreign.family, foreign.config)
+    drawn = tuple(name for name in shapes if name.startswith(("lm_head.", "output_bias.", "head.")))
+    said = "it is an encoder without the head that guesses masked tokens: lm_head and output_bias begin anew, untrained"
+    return replace(foreign, drawn=drawn, notices=(*foreign.notices, said))
 
 
 def shapes_of(family: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:

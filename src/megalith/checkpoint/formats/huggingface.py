@@ -7,18 +7,24 @@ Pickled files are read without running them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megalith.checkpoint.formats.foreign import Foreign
+from megalith.checkpoint.formats.foreign import Foreign, with_heads
 from megalith.checkpoint.formats.huggingface_config import read_config
+from megalith.checkpoint.formats.huggingface_encoder_tables import LEFT_OUT
+from megalith.checkpoint.formats.huggingface_families import FAMILIES
 from megalith.checkpoint.formats.huggingface_tables import TABLES
 from megalith.checkpoint.header import HeaderError
 from megalith.checkpoint.lazy import Lazy
+from megalith.checkpoint.mapped import canonical
+from megalith.checkpoint.mapping import Table
 from megalith.checkpoint.pickles.reader import open_pickle
 from megalith.checkpoint.tensor_files import open_tensors
 from megalith.errors import CheckpointError
+from megalith.models.config import ModelConfig
 
 CONFIG = "config.json"
 WEIGHTS = (
@@ -42,14 +48,13 @@ def locate(path: Path) -> Path | None:
 def open_folder(path: Path) -> Foreign:
     """Its model. Errors: one `CheckpointError` for damage, or for a config that ours cannot be like."""
     values = read_json(path / CONFIG)
-    kind, config, notices = read_config(values, where=str(path / CONFIG))
-    files = list(_weights(path))
-    tensors = {name: (lazy,) for name, lazy in files}
+    tensors = {name: (lazy,) for name, lazy in _weights(path) if not _adds_nothing(name, lazy)}
+    kind, config, notices = read_config(values, where=str(path / CONFIG), stored=tensors)
     tokenizer, said = find_tokenizer(path)
-    return Foreign(
+    foreign = Foreign(
         kind="huggingface",
         path=path,
-        family="gpt",
+        family=FAMILIES[kind].ours,
         config=config,
         table=TABLES[kind],
         parts=tensors,
@@ -62,7 +67,27 @@ def open_folder(path: Path) -> Foreign:
             "sizes": CONFIG,
             "vocabulary": f"{config.vocab_size} by {CONFIG}",
         },
-        notices=(*notices, *said),
+        notices=(*notices, *_left_out(TABLES[kind], tensors, config), *said),
+    )
+    return with_heads(foreign)
+
+
+def _adds_nothing(name: str, lazy: Lazy) -> bool:
+    """BART's bias of the logits, which its classes all have and its models seldom use: zero throughout."""
+    return name == "final_logits_bias" and not bool(lazy.read().any())
+
+
+def _left_out(table: Table, tensors: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """What to say of layers behind an encoder that ours does not have."""
+    names = {canonical(table, name) for name in tensors}
+    found = sorted({name.rpartition(".")[0] for name in names if re.match(LEFT_OUT, name)})
+    found = [
+        name
+        for name in found
+        if not (name.startswith("bert.pooler") and getattr(config, "bert_binary_head", False))
+    ]
+    return (
+        (f"it has {', '.join(found)}, which our {table.name.split()[-1]} lacks: left out",) if found else ()
     )
 
 

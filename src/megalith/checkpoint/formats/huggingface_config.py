@@ -6,7 +6,8 @@ notice. What a family calls its fields is said by `huggingface_families`; older 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from megalith.checkpoint.formats.huggingface_families import FAMILIES, NO_EFFECT, REFUSED, REQUIRED, Family
 from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig
+from megalith.models.family import FAMILIES as OURS
 
 
 @dataclass
@@ -24,6 +26,7 @@ class _Reading:
     values: Mapping[str, Any]
     family: Family
     made: dict[str, Any]
+    stored: Collection[str] | None
     wrong: list[str] = field(default_factory=list)
 
     def get(self, key: str) -> Any:
@@ -33,13 +36,18 @@ class _Reading:
         self.wrong.append(f"{key}: {why}")
 
 
-def read_config(values: Mapping[str, Any], *, where: str) -> tuple[str, ModelConfig, tuple[str, ...]]:
-    """→ (model_type, ours, notices). Errors: `CheckpointError` with every key that ours cannot be like."""
+def read_config(
+    values: Mapping[str, Any], *, where: str, stored: Collection[str] | None = None
+) -> tuple[str, ModelConfig, tuple[str, ...]]:
+    """→ (model_type, ours, notices). `stored`: names of the tensors beside it, which show what a config.json does not say.
+
+    Errors: `CheckpointError` with every key that ours cannot be like.
+    """
     kind = str(values.get("model_type"))
     if kind not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"its model_type is {kind!r}", where=where, fix=f"this version reads {known}")
-    reading = _Reading(values, FAMILIES[kind], dict(FAMILIES[kind].fixed))
+    reading = _Reading(values, FAMILIES[kind], dict(FAMILIES[kind].fixed), stored)
     for what, step in STEPS.items():
         try:
             step(reading)
@@ -52,7 +60,7 @@ def read_config(values: Mapping[str, Any], *, where: str) -> tuple[str, ModelCon
             "\n    ".join([f"ours cannot be this {kind} model", *reading.wrong]), where=where
         )
     try:
-        config = ModelConfig(**reading.made)
+        config = OURS[FAMILIES[kind].ours][1](**reading.made)
     except ValidationError as error:
         raise CheckpointError(f"its sizes make no model: {error}", where=where) from None
     return kind, config, tuple(_notices(reading))
@@ -77,11 +85,11 @@ def _read_activation(reading: _Reading) -> None:
 
 
 def _read_only(reading: _Reading) -> None:
-    for key, value in reading.family.only.items():
+    for key, value in {**reading.family.only, **reading.family.older}.items():
         if reading.get(key) not in (None, value):
             reading.refuse(key, f"{reading.get(key)!r}; ours is like {value!r} only")
     for key in REFUSED:
-        if reading.values.get(key):
+        if reading.values.get(key) and key not in reading.family.only:
             reading.refuse(key, "ours has nothing like it")
 
 
@@ -128,6 +136,62 @@ def _read_windows(reading: _Reading) -> None:
         reading.refuse("layer_types", f"{', '.join(sorted(odd))}; ours sees all in every layer")
 
 
+def _read_bert(reading: _Reading) -> None:
+    """The layer before the head bends as all layers do; whether there is a binary head is a matter of the class."""
+    if reading.family.ours != "bert":
+        return
+    if "activation" in reading.made:
+        reading.made["lm_head_activation"] = reading.made["activation"]
+    if not reading.made.get("num_tokentypes"):
+        reading.refuse(
+            "type_vocab_size", f"{reading.get('type_vocab_size')!r}; transformers' BERT has one at least"
+        )
+    named = any(str(name).endswith("ForPreTraining") for name in reading.get("architectures") or ())
+    reading.made["bert_binary_head"] = (
+        named if reading.stored is None else _holds(reading, "cls.seq_relationship.")
+    )
+
+
+def _read_t5(reading: _Reading) -> None:
+    """T5 1.0's head is the token table, before which hidden states are made smaller; 1.1 has a table of its own.
+
+    transformers 5 says the latter with `scale_decoder_outputs`, and that all are tied, whatever its files hold.
+    """
+    if reading.family.ours != "t5":
+        return
+    untied, scaled = reading.get("tie_word_embeddings") is False, reading.get("scale_decoder_outputs")
+    scaled = (not untied and reading.values.get("model_type") == "t5") if scaled is None else bool(scaled)
+    untied = untied or (not scaled and _holds(reading, "lm_head."))
+    reading.made["share_embeddings_and_output_weights"] = not untied
+    reading.made["scale_decoder_output"] = scaled and not untied
+    if "hidden_dropout" in reading.made:
+        reading.made["attention_dropout"] = reading.made["hidden_dropout"]
+
+
+def _read_bart(reading: _Reading) -> None:
+    if reading.family.ours != "bart":
+        return
+    reading.made["output_bias"] = _holds(reading, "final_logits_bias")
+    one, other = reading.get("encoder_attention_heads"), reading.get("decoder_attention_heads")
+    if other not in (None, one):
+        reading.refuse("decoder_attention_heads", f"{other}, the encoder has {one}; ours has as many in both")
+
+
+def _read_sides(reading: _Reading) -> None:
+    """An encoder-decoder of which only one half was saved is none."""
+    if reading.stored is None or "is_encoder_decoder" not in reading.family.only:
+        return
+    for side in ("encoder", "decoder"):
+        if not any(re.search(rf"(^|\.){side}\.", name) for name in reading.stored):
+            reading.refuse(
+                "architectures", f"{reading.get('architectures')}: there is no {side}; ours has both sides"
+            )
+
+
+def _holds(reading: _Reading, start: str) -> bool:
+    return any(name.startswith(start) for name in reading.stored or ())
+
+
 STEPS: Mapping[str, Callable[[_Reading], None]] = {
     "sizes": _read_fields,
     "activation": _read_activation,
@@ -135,6 +199,10 @@ STEPS: Mapping[str, Callable[[_Reading], None]] = {
     "rope settings": _read_rope,
     "biases": _read_biases,
     "attention windows": _read_windows,
+    "heads": _read_bert,
+    "head": _read_t5,
+    "attention heads": _read_bart,
+    "sides": _read_sides,
 }
 
 
@@ -144,6 +212,9 @@ def _notices(reading: _Reading) -> Iterator[str]:
         *family.fields,
         family.activation,
         *family.only,
+        *family.older,
+        "tie_word_embeddings",
+        "decoder_attention_heads",
         *NO_EFFECT,
         *REFUSED,
         "scale_attn_weights",

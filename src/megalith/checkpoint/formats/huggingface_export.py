@@ -11,7 +11,9 @@ from typing import Any
 from megalith.checkpoint.formats.huggingface_config import read_config
 from megalith.checkpoint.formats.huggingface_families import FAMILIES, Family
 from megalith.errors import CheckpointError, ConfigError
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import GATED_ACTIVATIONS, ModelConfig, effective
+from megalith.models.encdec_config import EncoderDecoderConfig
 
 WRITTEN_BY = "5.0.0"
 """The oldest transformers that spells a config as it is written here."""
@@ -23,6 +25,10 @@ INDIFFERENT = {
 
 def family_of(config: ModelConfig) -> str:
     """The model_type that a model is. What it differs in from that family, `write_config` says."""
+    if isinstance(config, BertConfig):
+        return "bert" if config.transformer_block_type == "post_ln" else "megatron-bert"
+    if isinstance(config, EncoderDecoderConfig):
+        return "t5" if config.position_embedding_type == "relative" else "bart"
     if config.position_embedding_type != "rope":
         return "gpt2"
     if config.normalization == "layernorm" or config.activation not in GATED_ACTIVATIONS:
@@ -37,7 +43,7 @@ def write_config(config: ModelConfig, *, dtype: str, ids: Mapping[str, int | Non
     """
     kind = family_of(config)
     family = FAMILIES[kind]
-    fields = config.model_dump(mode="json")
+    fields = config.model_dump(mode="json") | config.written_out()
     values = {key: fields[name] for key, name in family.fields.items() if name in fields}
     values |= {
         "architectures": [family.architecture],
@@ -47,9 +53,9 @@ def write_config(config: ModelConfig, *, dtype: str, ids: Mapping[str, int | Non
         "initializer_range": config.init_method_std,
         **{name: id for name, id in ids.items() if id is not None},
         **family.only,
-        **_sizes(config, family),
         **_rope(config),
         **_biases(config, kind),
+        **_heads(config, family),
     }
     activation = next((name for name, ours in family.activations.items() if ours == config.activation), None)
     if activation is not None:
@@ -60,16 +66,6 @@ def write_config(config: ModelConfig, *, dtype: str, ids: Mapping[str, int | Non
             values["scale_attn_weights"] = False
     _refuse_differences(values, config, kind)
     return values
-
-
-def _sizes(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """What null stands for, written out: transformers' defaults are other ones."""
-    meant = {
-        "ffn_hidden_size": config.ffn_size,
-        "num_query_groups": config.kv_heads,
-        "kv_channels": config.head_dim,
-    }
-    return {key: meant[name] for key, name in family.fields.items() if name in meant}
 
 
 def _rope(config: ModelConfig) -> dict[str, Any]:
@@ -90,10 +86,22 @@ def _biases(config: ModelConfig, kind: str) -> dict[str, Any]:
     return {"attention_bias": config.bias, "mlp_bias": config.bias} if kind == "llama" else {}
 
 
+def _heads(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """What the class of a model says of its heads, and what encoder-decoders say of theirs."""
+    if isinstance(config, BertConfig) and not config.bert_binary_head:
+        return {"architectures": [family.architecture.replace("ForPreTraining", "ForMaskedLM")]}
+    if not isinstance(config, EncoderDecoderConfig):
+        return {}
+    if config.position_embedding_type != "relative":
+        return {"decoder_attention_heads": config.num_attention_heads, "init_std": config.init_method_std}
+    tied = config.share_embeddings_and_output_weights
+    return {"tie_word_embeddings": tied, "scale_decoder_outputs": config.scale_decoder_output}
+
+
 def _refuse_differences(values: Mapping[str, Any], config: ModelConfig, kind: str) -> None:
     """What is read back must be the same model; where it is not, those fields have no place there."""
     try:
-        back = effective(read_config(values, where="config.json")[1])
+        back = effective(read_config(values, where="config.json", stored=_stored(config))[1])
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"no family of transformers is like this model: {error}") from None
     ours = effective(config)
@@ -104,3 +112,15 @@ def _refuse_differences(values: Mapping[str, Any], config: ModelConfig, kind: st
     ]
     if lines:
         raise CheckpointError("\n    ".join(["no family of transformers is like this model", *lines]))
+
+
+def _stored(config: ModelConfig) -> set[str]:
+    """Of the tensors that will lie beside config.json, those whose names say what it does not."""
+    there = {
+        "cls.seq_relationship.weight": getattr(config, "bert_binary_head", False),
+        "final_logits_bias": getattr(config, "output_bias", False),
+        "lm_head.weight": not config.share_embeddings_and_output_weights,
+        "encoder.": True,
+        "decoder.": True,
+    }
+    return {name for name, stored in there.items() if stored}

@@ -1,4 +1,4 @@
-"""How each `model_type` of transformers spells a decoder: one table, read in both directions.
+"""How each `model_type` of transformers spells a model: one table, read in both directions.
 
 Defaults are transformers' own for keys that a file leaves out (5.x). Knows names; reads nothing.
 """
@@ -26,17 +26,23 @@ NO_EFFECT = {
     "output_hidden_states", "hidden_dropout", "max_window_layers", "rope_theta", "rope_scaling", "rope_parameters",
     "rotary_pct", "rotary_emb_base", "partial_rotary_factor", "layer_types", "gradient_checkpointing", "finetuning_task",
     "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "attn_implementation", "_attn_implementation",
-    "tokenizer_class", "is_decoder", "sliding_window", "attention_bias", "mlp_bias",
+    "tokenizer_class", "is_decoder", "sliding_window", "attention_bias", "mlp_bias", "pruned_heads", "directionality",
+    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+    "initializer_factor", "decoder_start_token_id", "dense_act_fn", "is_gated_act", "output_past", "scale_decoder_outputs",
+    "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "init_std", "num_hidden_layers", "forced_bos_token_id",
+    "forced_eos_token_id", "early_stopping", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beams",
+    "prefix", "n_special", "classif_dropout", "dropout", "save_step", "num_labels",
 }  # fmt: skip
 """Keys that change no number of the forward pass, or that are read apart."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a `model_type` spells a decoder.
+    """How a `model_type` spells a model of our family `ours`.
 
     `fields`: key → field of `ModelConfig`; `absent`: transformers' values of keys that are left out; `fixed`: fields that
-    the family has always; `only`: key → the value that ours is like (others are refused).
+    the family has always; `only`: key → the value that ours is like (others are refused); `older`: the same for keys that
+    are not written any more. `architecture`: the class that a folder is written for.
     """
 
     architecture: str
@@ -46,6 +52,8 @@ class Family:
     absent: Mapping[str, Any]
     fixed: Mapping[str, Any]
     only: Mapping[str, Any] = field(default_factory=dict)
+    older: Mapping[str, Any] = field(default_factory=dict)
+    ours: str = "gpt"
 
 
 _SIZES = {
@@ -72,6 +80,66 @@ def _llama(architecture: str, absent: Mapping[str, Any] | None = None, **more: A
     common = {"tie_word_embeddings": False, "hidden_act": "silu", "rms_norm_eps": 1e-6}
     return Family(architecture, _LLAMA, "hidden_act", GATED, common | dict(absent or {}), _GATED_ROPE | more)
 
+
+def _bert(architecture: str, **fixed: Any) -> Family:
+    """`architecture`: of a model with a binary head."""
+    fields = {key: name for key, name in _SIZES.items() if key != "attention_dropout"}
+    return Family(
+        architecture,
+        {
+            **fields,
+            "layer_norm_eps": "layernorm_epsilon",
+            "type_vocab_size": "num_tokentypes",
+            "hidden_dropout_prob": "hidden_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+        },
+        "hidden_act",
+        PLAIN,
+        {
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-12,
+            "type_vocab_size": 2,
+            "max_position_embeddings": 512,
+        },
+        fixed,
+        {"is_decoder": False, "add_cross_attention": False},
+        {"position_embedding_type": "absolute", "embedding_size": None},
+        ours="bert",
+    )
+
+
+def _t5(architecture: str, feed_forward: str) -> Family:
+    return Family(
+        architecture,
+        {
+            "vocab_size": "vocab_size",
+            "d_model": "hidden_size",
+            "d_kv": "kv_channels",
+            "d_ff": "ffn_hidden_size",
+            "num_layers": "num_layers",
+            "num_decoder_layers": "decoder_num_layers",
+            "num_heads": "num_attention_heads",
+            "n_positions": "max_position_embeddings",
+            "relative_attention_num_buckets": "relative_attention_num_buckets",
+            "relative_attention_max_distance": "relative_attention_max_distance",
+            "layer_norm_epsilon": "layernorm_epsilon",
+            "dropout_rate": "hidden_dropout",
+        },
+        "feed_forward_proj",
+        _T5_ACTIVATIONS,
+        {"feed_forward_proj": feed_forward, "layer_norm_epsilon": 1e-6, "n_positions": 512, "is_encoder_decoder": True},
+        {"position_embedding_type": "relative", "normalization": "rmsnorm", "bias": False, "attention_scale": 1.0},
+        {"is_encoder_decoder": True},
+        ours="t5",
+    )  # fmt: skip
+
+
+_T5_ACTIVATIONS = {
+    "relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu", "gated-relu": "reglu", "gelu_new": "gelu_tanh",
+    "gelu": "gelu_erf", "silu": "silu", "gated-gelu_new": "geglu", "gated-gelu_pytorch_tanh": "geglu", "swish": "silu",
+}  # fmt: skip
+"""`gated-gelu` is the tanh form there, `gelu` the exact one."""
 
 FAMILIES: Mapping[str, Family] = {
     "gpt2": Family(
@@ -112,6 +180,38 @@ FAMILIES: Mapping[str, Family] = {
         },
         _ROPE,
         {"use_parallel_residual": False},
+    ),
+    "bert": _bert("BertForPreTraining", transformer_block_type="post_ln"),
+    "megatron-bert": _bert("MegatronBertForPreTraining"),
+    "t5": _t5("T5ForConditionalGeneration", "relu"),
+    "mt5": _t5("MT5ForConditionalGeneration", "gated-gelu"),
+    "bart": Family(
+        "BartForConditionalGeneration",
+        {
+            "vocab_size": "vocab_size",
+            "d_model": "hidden_size",
+            "encoder_layers": "num_layers",
+            "decoder_layers": "decoder_num_layers",
+            "encoder_attention_heads": "num_attention_heads",
+            "encoder_ffn_dim": "ffn_hidden_size",
+            "decoder_ffn_dim": "decoder_ffn_hidden_size",
+            "max_position_embeddings": "max_position_embeddings",
+            "dropout": "hidden_dropout",
+            "attention_dropout": "attention_dropout",
+        },
+        "activation_function",
+        PLAIN,
+        {"activation_function": "gelu", "is_encoder_decoder": True, "scale_embedding": False},
+        {"transformer_block_type": "post_ln", "share_position_embeddings": False},
+        {"is_encoder_decoder": True, "scale_embedding": False, "tie_word_embeddings": True},
+        {
+            "normalize_before": False,
+            "normalize_embedding": True,
+            "add_final_layer_norm": False,
+            "add_bias_logits": False,
+            "static_position_embeddings": False,
+        },
+        ours="bart",
     ),
 }
 REQUIRED = {

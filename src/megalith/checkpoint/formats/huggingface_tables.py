@@ -1,4 +1,4 @@
-"""Hugging Face's names of a decoder's tensors, a table a family.
+"""Hugging Face's names of tensors, a table a family; those of models with an encoder are in a module of their own.
 
 Llama's holds for Mistral and Qwen2, too: what they lack (biases, a head of its own) is left out with the model's own tensors.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from megalith.checkpoint.formats.huggingface_encoder_tables import BART, BERT, MEGATRON_BERT, T5
 from megalith.checkpoint.mapping import (
     HeadOrder,
     Rule,
@@ -88,5 +89,10 @@ TABLES: Mapping[str, Table] = {
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "gpt_neox": NEOX,
+    "bert": BERT,
+    "megatron-bert": MEGATRON_BERT,
+    "t5": T5,
+    "mt5": T5,
+    "bart": BART,
 }
 """`model_type` of a config.json → its table."""

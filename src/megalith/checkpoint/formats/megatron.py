@@ -9,23 +9,22 @@ are called is said by the modules of these names.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megalith.checkpoint.formats.foreign import DIVISORS, Foreign, padding
+from megalith.checkpoint.formats.foreign import DIVISORS, Foreign, padding, with_heads
 from megalith.checkpoint.formats.huggingface import find_tokenizer
 from megalith.checkpoint.formats.megatron_args import Facts, refuse_others, settle
 from megalith.checkpoint.formats.megatron_read import Read, read_files
-from megalith.checkpoint.formats.megatron_shapes import Seen, see
-from megalith.checkpoint.formats.megatron_tables import CORE, CORE_SPLIT, VERSIONS, legacy
+from megalith.checkpoint.formats.megatron_shapes import Seen, family_of, see
+from megalith.checkpoint.formats.megatron_tables import VERSIONS, core, legacy
 from megalith.checkpoint.formats.megatron_told import Told
-from megalith.checkpoint.mapped import Parts
 from megalith.checkpoint.mapping import Table
 from megalith.checkpoint.pickles.stub import Stub
 from megalith.errors import CheckpointError, MegalithError
 from megalith.models.config import ModelConfig
+from megalith.models.family import FAMILIES
 from megalith.tokenizers.load import load_tokenizer
 
 
@@ -50,7 +49,6 @@ def understand_files(path: Path, read: Read, told: Told) -> Foreign:
     _refuse_missing_ranks(args, read.sizes, where)
     version = _version(read.common, where)
     table = _table(read, version)
-    _refuse_other_families(read.tensors, where)
     seen = see(table, read.tensors, where=where)
     settle(facts, seen, where=where)
     tokenizer, notices = _find_tokenizer(path, read, told)
@@ -60,11 +58,11 @@ def understand_files(path: Path, read: Read, told: Told) -> Foreign:
         raise CheckpointError(what, where=where, fix="give the tokenizer that it was trained with")
     divisor, said = _padded(vocabulary, source, seen, args=args, ranks=read.sizes[0])
     fields = facts.fields | {"vocab_size": vocabulary, "make_vocab_size_divisible_by": divisor}
-    return Foreign(
+    foreign = Foreign(
         kind=read.kind,
         path=path,
-        family="gpt",
-        config=_config(fields, where),
+        family=seen.family,
+        config=_config(seen.family, fields, where),
         table=table,
         parts=read.tensors,
         tokenizer=tokenizer,
@@ -81,6 +79,7 @@ def understand_files(path: Path, read: Read, told: Told) -> Foreign:
         },
         notices=(*notices, *said),
     )
+    return with_heads(foreign)
 
 
 def _arguments(args: Any) -> dict[str, Any]:
@@ -129,21 +128,10 @@ def _version(common: Mapping[str, Any], where: str) -> int:
 
 
 def _table(read: Read, version: int) -> Table:
+    family = family_of(read.tensors)
     if read.kind == "megatron":
-        return legacy(version)
-    split = any(name.endswith(".linear_fc1.weight_w") for name in read.tensors)
-    return CORE_SPLIT if split else CORE
-
-
-def _refuse_other_families(tensors: Mapping[str, Parts], where: str) -> None:
-    signs = {
-        "BERT": r"(^|\.)(lm_head|binary_head|pooler)\.|tokentype_embeddings",
-        "T5": r"inter_attention|cross_attention|language_model\.decoder\.",
-    }
-    for family, pattern in signs.items():
-        found = next((name for name in tensors if re.search(pattern, name)), None)
-        if found:
-            raise CheckpointError(f"it is a {family} (there is {found}); this version reads GPT", where=where)
+        return legacy(version, family)
+    return core(family, split=any(name.endswith(".linear_fc1.weight_w") for name in read.tensors))
 
 
 def _find_tokenizer(path: Path, read: Read, told: Told) -> tuple[Path | None, tuple[str, ...]]:
@@ -169,7 +157,10 @@ def _vocabulary(seen: Seen, facts: Facts, told: Told, tokenizer: Path | None) ->
                 raise
         else:
             if told.tokenizer is not None or size <= seen.rows:
-                return size, f"the tokenizer {tokenizer}" if tokenizer is told.tokenizer else "its own tokenizer"
+                return (
+                    size,
+                    f"the tokenizer {tokenizer}" if tokenizer is told.tokenizer else "its own tokenizer",
+                )
     said = facts.said.get("vocab_size")
     if isinstance(said, int) and 0 < said <= seen.rows:
         return said, f"vocab_size ({facts.source})"
@@ -193,9 +184,9 @@ def _padded(
     return divisor, ()
 
 
-def _config(fields: Mapping[str, Any], where: str) -> ModelConfig:
+def _config(family: str, fields: Mapping[str, Any], where: str) -> ModelConfig:
     try:
-        return ModelConfig(**fields)
+        return FAMILIES[family][1](**fields)
     except ValueError as error:
         raise CheckpointError(f"its sizes make no model: {error}", where=where) from None
 

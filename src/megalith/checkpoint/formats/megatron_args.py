@@ -33,6 +33,7 @@ NAMES = {
     "hidden_dropout": "hidden_dropout",
     "attention_dropout": "attention_dropout",
     "init_method_std": "init_method_std",
+    "decoder_num_layers": "decoder_num_layers",
 }
 """Argument → field, where the value is the same. A later line wins."""
 SYNONYMS = {
@@ -63,7 +64,6 @@ OTHER_MODELS: Mapping[str, tuple[Any, ...]] = {
     "embedding_layernorm": (None, False),
     "embed_layernorm": (None, False),
     "use_alibi_position_embeddings": (None, False),
-    "num_tokentypes": (None, 0),
 }
 """Argument → the values at which it changes nothing; with any other it is another model."""
 ACTIVATIONS = get_args(ActivationName)
@@ -127,8 +127,8 @@ def _shapes(facts: Facts, seen: Seen) -> None:
             facts.put(name, value, "the tensors' shapes")
 
 
-PUBLISHED = {(24, 1024, 1024): 16}
-"""Layers, width, positions → heads of NVIDIA's 345M release, whose files do not say."""
+PUBLISHED = {(24, 1024, 1024): 16, (24, 1024, 512): 16}
+"""Layers, width, positions → heads of NVIDIA's 345M releases (GPT, BERT), whose files do not say."""
 
 
 def _heads(facts: Facts, seen: Seen) -> None:
@@ -244,6 +244,28 @@ def _head(facts: Facts, seen: Seen) -> None:
     facts.put("share_embeddings_and_output_weights", not untied, "untie_embeddings_and_output_weights")
 
 
+def _family(facts: Facts, seen: Seen) -> None:
+    """Token types, heads, a decoder. The layer before BERT's head has the exact GELU, but for OpenAI's, whatever the others have."""
+    types = facts.said.get("num_tokentypes")
+    if seen.family != "t5":
+        facts.fields.pop("decoder_num_layers", None)
+    if types is not None and types != seen.types:
+        facts.wrong.append(f"num_tokentypes: {types} ({facts.source}), the tensors have {seen.types}")
+    if seen.family == "bert":
+        facts.put("num_tokentypes", seen.types, "the tensors' names")
+        facts.put("bert_binary_head", seen.binary, "the tensors' names")
+        exact = not facts.said.get("openai_gelu")
+        facts.put(
+            "lm_head_activation",
+            "gelu_erf" if exact else "gelu_tanh",
+            "openai_gelu" if not exact else "Megatron's code",
+        )
+    if seen.family == "t5":
+        facts.put("output_bias", True, "the tensors' names")
+        if seen.decoder_ffn != seen.ffn:
+            facts.put("decoder_ffn_hidden_size", seen.decoder_ffn, "the tensors' shapes")
+
+
 STEPS: Mapping[str, Callable[[Facts, Seen], None]] = {
     "sizes": _shapes,
     "attention heads": _heads,
@@ -251,4 +273,5 @@ STEPS: Mapping[str, Callable[[Facts, Seen], None]] = {
     "norms and biases": _norms_and_biases,
     "positions": _positions,
     "output layer": _head,
+    "family": _family,
 }

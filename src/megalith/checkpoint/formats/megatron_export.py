@@ -13,7 +13,9 @@ from megalith.checkpoint.formats.megatron_shapes import see
 from megalith.checkpoint.mapped import Parts
 from megalith.checkpoint.mapping import Table
 from megalith.errors import CheckpointError
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig, effective
+from megalith.models.encdec_config import EncoderDecoderConfig
 
 DIVISIBLE_BY = 128
 """Megatron pads the vocabulary to a multiple of this times the number of tensor-parallel ranks."""
@@ -31,9 +33,10 @@ def write_arguments(config: ModelConfig, sizes: tuple[int, int, int]) -> dict[st
     ranks, stages, chunks = sizes
     scaling, kind = config.rotary_scaling, config.position_embedding_type
     grouped = config.kv_heads != config.num_attention_heads
+    layers = config.written_out().get("encoder_num_layers", config.num_layers)
     return {
-        "num_layers": config.num_layers,
-        "encoder_num_layers": config.num_layers,
+        "num_layers": layers,
+        "encoder_num_layers": layers,
         "hidden_size": config.hidden_size,
         "ffn_hidden_size": config.ffn_size,
         "num_attention_heads": config.num_attention_heads,
@@ -59,7 +62,7 @@ def write_arguments(config: ModelConfig, sizes: tuple[int, int, int]) -> dict[st
         "swiglu": config.activation == "swiglu",
         "squared_relu": config.activation == "squared_relu",
         "bias_gelu_fusion": config.activation == "gelu_tanh",
-        "openai_gelu": False,
+        "openai_gelu": getattr(config, "lm_head_activation", "") == "gelu_tanh",
         "onnx_safe": None,
         "add_bias_linear": config.bias,
         "add_qkv_bias": config.has_qkv_bias,
@@ -74,7 +77,21 @@ def write_arguments(config: ModelConfig, sizes: tuple[int, int, int]) -> dict[st
         "tensor_model_parallel_size": ranks,
         "pipeline_model_parallel_size": stages,
         "virtual_pipeline_model_parallel_size": chunks if chunks > 1 else None,
+        **_of_family(config, stages),
     }
+
+
+def _of_family(config: ModelConfig, stages: int) -> dict[str, Any]:
+    if isinstance(config, BertConfig):
+        return {"bert_binary_head": config.bert_binary_head, "num_tokentypes": config.token_types}
+    if isinstance(config, EncoderDecoderConfig):
+        split = stages // 2 if stages > 1 else None
+        return {
+            "decoder_num_layers": config.decoder_layers,
+            "decoder_seq_length": config.max_position_embeddings,
+            "pipeline_model_parallel_split_rank": split,
+        }
+    return {}
 
 
 def refuse_differences(
@@ -87,7 +104,7 @@ def refuse_differences(
     ours = effective(config)
     try:
         settle(facts, see(table, parts, where=where), where=where)
-        back = effective(ModelConfig(**facts.fields | {"vocab_size": config.vocab_size}))
+        back = effective(type(config)(**facts.fields | {"vocab_size": config.vocab_size}))
     except CheckpointError as error:
         what = f"Megatron has nothing like this model: {error.problem.what}"
         raise CheckpointError(what, where=where, fix=fix) from None

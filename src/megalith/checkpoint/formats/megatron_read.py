@@ -24,7 +24,7 @@ from megalith.checkpoint.pickles.distributed import is_distributed, open_distrib
 from megalith.checkpoint.pickles.reader import open_pickle
 from megalith.errors import CheckpointError
 
-_STACKED = re.compile(r"(decoder\.layers)\.(?!\d+\.)")
+_STACKED = re.compile(r"((?:en|de)coder\.layers)\.(?!\d+\.)")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _read_ranks(path: Path) -> Read:
 
 def tree_of(names: Iterable[str]) -> str:
     """Whose names these are: "megatron", Megatron-LM's own, or "megatron-core"."""
-    core = any("decoder.layers." in name and "linear_" in name for name in names)
+    core = any("coder.layers." in name and "linear_" in name for name in names)
     return "megatron-core" if core else "megatron"
 
 
