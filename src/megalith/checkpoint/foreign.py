@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from megalith.checkpoint.formats import huggingface, megatron, megatron_files, nemo
+from megalith.checkpoint.formats import huggingface, megatron, megatron_files, nemo, nemo_lightning
 from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.formats.megatron_told import Told
 from megalith.checkpoint.local import held
@@ -43,6 +43,7 @@ class Found:
 _FORMATS: tuple[tuple[str, Callable[[Path], Path | None]], ...] = (
     ("huggingface", huggingface.locate),
     (nemo.KIND, nemo.locate),
+    (nemo_lightning.KIND, nemo_lightning.locate),
     ("megatron", megatron_files.locate),
 )
 
@@ -93,8 +94,9 @@ def open_foreign(
     found = find(path)
     if found.kind == "huggingface":
         return huggingface.open_folder(found.folder)
-    if found.kind == nemo.KIND:
-        return nemo.open_nemo(found.folder, Told.of(config_file, vocab_size, tokenizer))
+    if found.kind in (nemo.KIND, nemo_lightning.KIND):
+        opener = nemo.open_nemo if found.kind == nemo.KIND else nemo_lightning.open_lightning
+        return opener(found.folder, Told.of(config_file, vocab_size, tokenizer))
     if found.kind == "megatron":
         return megatron.open_files(found.folder, Told.of(config_file, vocab_size, tokenizer))
     raise CheckpointError("is a checkpoint of Megalith's own", where=str(path))

@@ -17,9 +17,10 @@ import torch
 
 from megalith.checkpoint.convert.source import MOMENTS, Optimizer
 from megalith.checkpoint.exported import Cut
+from megalith.checkpoint.formats import nemo_lightning
 from megalith.checkpoint.formats.foreign import Foreign, heads_of, shapes_of
 from megalith.checkpoint.formats.megatron_files import Grid, grid
-from megalith.checkpoint.formats.megatron_read import chunks_of, content_of, flattened
+from megalith.checkpoint.formats.megatron_read import chunks_of, content_of, flattened, tree_of
 from megalith.checkpoint.formats.megatron_stages import join
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.mapped import Parts, canonical, natives
@@ -123,13 +124,9 @@ def _group(
 
 def open_optimizer(foreign: Foreign) -> tuple[Optimizer | None, str]:
     """The optimizer state in a Megatron checkpoint's own files, or none and why."""
-    if foreign.kind != "megatron":
-        return None, f"the optimizer state of {foreign.kind} is not read"
-    files = Grid(((foreign.path,),)) if foreign.path.is_file() else grid(foreign.path)
-    contents = [[content_of(file) for file in stage] for stage in files.files]
-    if any("optimizer" not in content for stage in contents for content in stage):
-        apart = any(list(file.parent.glob("*optim.pt")) for stage in files.files for file in stage)
-        return None, "its optimizer state lies in files of the distributed optimizer" if apart else ""
+    contents, why = _contents(foreign)
+    if why or any("optimizer" not in content for stage in contents for content in stage):
+        return None, why
     stages = [_stage(foreign.table, stage, where=str(foreign.path)) for stage in contents]
     found: dict[str, Mapping[str, Lazy]] = {}
     shapes = shapes_of(foreign.family, foreign.config)
@@ -143,6 +140,19 @@ def open_optimizer(foreign: Foreign) -> tuple[Optimizer | None, str]:
     first = contents[0][0]["optimizer"]
     moments = {f"{name}.{moment}": lazy for moment in MOMENTS for name, lazy in found[moment].items()}
     return Optimizer(found.get(MASTERS, {}), moments, _updates(first), _scale(first)), ""
+
+
+def _contents(foreign: Foreign) -> tuple[Sequence[Sequence[Mapping[str, Any]]], str]:
+    """`[p][t]`: what the file of a rank holds, and why its optimizer state is not read, where it is not."""
+    if foreign.kind == nemo_lightning.KIND and tree_of(foreign.parts) == "megatron":
+        return nemo_lightning.optimizer_contents(foreign.path), ""
+    if foreign.kind != "megatron":
+        return [], f"the optimizer state of {foreign.kind} is not read"
+    files = Grid(((foreign.path,),)) if foreign.path.is_file() else grid(foreign.path)
+    contents = [[content_of(file) for file in stage] for stage in files.files]
+    absent = any("optimizer" not in content for stage in contents for content in stage)
+    apart = absent and any(list(file.parent.glob("*optim.pt")) for stage in files.files for file in stage)
+    return contents, "its optimizer state lies in files of the distributed optimizer" if apart else ""
 
 
 Chunk = dict[str, dict[str, Parts]]

@@ -15,6 +15,7 @@ import torch
 
 from megalith.checkpoint.foreign import NATIVE, find, open_foreign
 from megalith.checkpoint.formats.foreign import Foreign
+from megalith.checkpoint.formats.nemo_archive import Temporary
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.manifest import MANIFEST, TOKENIZER, read_manifest
 from megalith.checkpoint.reading import read_config, read_state, read_tensors
@@ -128,6 +129,8 @@ def of_foreign(foreign: Foreign) -> Source:
     if not foreign.tensors:
         raise CheckpointError("it holds no tensors", where=str(foreign.path))
     used = {path for parts in foreign.parts.values() for lazy in parts for path in files_of(lazy)}
+    if any(isinstance(path, Temporary) for path in used):
+        used = {foreign.path}
     if foreign.path.is_dir():
         used |= {foreign.path / name for name in BESIDE if (foreign.path / name).is_file()}
     return Source(

@@ -18,20 +18,17 @@ from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.formats.megatron import understand_files
 from megalith.checkpoint.formats.megatron_read import Read, tree_of
 from megalith.checkpoint.formats.megatron_told import Told
-from megalith.checkpoint.formats.nemo_archive import Archive, is_archive, open_archive
+from megalith.checkpoint.formats.nemo_archive import WEIGHTS, Archive, is_archive, open_archive
 from megalith.checkpoint.formats.nemo_config import CONFIG, arguments, family_of, read_model_config
-from megalith.checkpoint.formats.nemo_read import Weights, in_grid, left_behind, rank_of, weights_of
+from megalith.checkpoint.formats.nemo_read import CURRENT, Weights, in_grid, left_behind, rank_of, weights_of
 from megalith.checkpoint.formats.nemo_tokenizer import find_own
 from megalith.errors import CheckpointError
 
 KIND = "nemo"
-WEIGHTS = "model_weights.ckpt"
 VERSION = "megatron_checkpoint_version.json"
 """checkpoint_version of the encoder, in archives of NeMo 1.0 to 1.4."""
 ENCODER = "_encoder_config.json"
 """Sizes of the encoder, in the same archives; the name of the pretrained model stands before it."""
-CURRENT = 3
-"""checkpoint_version whose order of fused rows NeMo has had since 1.5, without saying so."""
 
 
 def locate(path: Path) -> Path | None:

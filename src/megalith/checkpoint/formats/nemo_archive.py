@@ -29,6 +29,8 @@ from megalith.checkpoint.pickles.source import printable
 from megalith.errors import CheckpointError
 
 SUFFIX = ".nemo"
+WEIGHTS = "model_weights.ckpt"
+"""A rank's torch file in an archive."""
 MAX_MEMBERS = 100_000
 MAX_TEXT = 1 << 28
 """Bytes of a member that is read whole: a configuration, a vocabulary."""

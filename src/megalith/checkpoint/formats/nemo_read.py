@@ -23,6 +23,8 @@ from megalith.checkpoint.mapped import Parts
 from megalith.errors import CheckpointError
 
 T = TypeVar("T")
+CURRENT = 3
+"""checkpoint_version whose order of fused rows NeMo has had since 1.5, without saying so."""
 _RANK = re.compile(r"mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+)")
 _MODULE = re.compile(r"^(?:model\.|module\.|enc_dec_model\.)+")
 _ENCODER = "bert_model."

@@ -77,6 +77,7 @@ _ALLOWED = {
     ("builtins", "set"), ("builtins", "frozenset"), ("builtins", "slice"), ("builtins", "complex"),
     ("builtins", "bytearray"), ("builtins", "bytes"), ("builtins", "dict"), ("builtins", "list"),
     ("builtins", "tuple"), ("builtins", "int"), ("builtins", "float"), ("builtins", "bool"), ("builtins", "str"),
+    ("builtins", "long"), ("builtins", "unicode"),
     ("builtins", "object"), ("_codecs", "encode"),
     ("torch", "Size"), ("torch", "device"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter"),
     ("torch.serialization", "_get_layout"), ("torch.storage", "TypedStorage"), ("torch.storage", "_TypedStorage"),

@@ -74,7 +74,7 @@ class Reading:
     def build(self, made: Any, state: Any) -> Any:
         """Keeps the state of a stub, fills a numpy array, and leaves attributes of dicts and parameters away."""
         if isinstance(made, Stub):
-            made.state = state
+            made.state = _downward(state) if made.module.startswith("omegaconf.") else state
             return plain.array(state) if (made.module, made.name) == ("numpy", "ndarray") else made
         if isinstance(made, (dict, LazyTensor, StridedTensor)):
             return made
@@ -97,6 +97,13 @@ class Reading:
                 f"storage {shown(found.key)} is {known.numel} {known.dtype}, and {found.numel} {found.dtype}"
             )
         return self._storage(found)
+
+
+def _downward(state: Any) -> Any:
+    """What a node of OmegaConf holds, without the node above that holds it."""
+    if not isinstance(state, dict):
+        return state
+    return {name: value for name, value in state.items() if name in ("_content", "_val")}
 
 
 def inert(made_by: Name, args: tuple[Any, ...]) -> Stub:
