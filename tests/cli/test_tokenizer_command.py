@@ -141,7 +141,7 @@ def test_inspect(megalith, folder):
             ["train", "--input", "{base}/x.txt", "--output", "{base}/o", "--cased"],
             "only wordpiece has two cases",
         ),
-        (["inspect", "--tokenizer-type", "megatron-bert-cased"], "needs vocab_file"),
+        (["inspect", "--tokenizer-type", "BertWordPieceCase"], "needs vocab_file"),
         (["encode", "--tokenizer", "{base}/made", "--text", "x", "--file", "y"], "both --text and --file"),
         (["encode", "--tokenizer", "{base}/made", "--file", "{base}/nowhere"], "cannot be read"),
         (["encode", "--tokenizer", "{base}/made", "--file", "{base}"], "cannot be read"),

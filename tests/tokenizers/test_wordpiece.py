@@ -110,15 +110,20 @@ def test_no_special_token_is_read_out_of_text(vocab_file):
 @pytest.mark.parametrize(
     "name", ["megatron-bert-{}", "megatron-bert-345m-{}", "megatron_bert_345m_{}", "bert-large-{}"]
 )
-def test_names_of_models(vocab_file, name):
+def test_names_of_models(vocab_file, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEGALITH_HOME", str(tmp_path))
     for case, kind in CASES.items():
         config = TokenizerConfig(type=name.format(case), vocab_file=str(vocab_file))
         assert list(config.problems()) == []
         assert load_tokenizer(config).type == kind
-        with pytest.raises(DataError, match="needs vocab_file") as caught:
+        with pytest.raises(
+            DataError, match=f"the vocabulary bert-large-{case} is not on this machine"
+        ) as caught:
             load_tokenizer(TokenizerConfig(type=name.format(case)))
-        assert f"bert-large-{case}" in caught.value.problem.fix
-        assert "nothing is downloaded" in caught.value.problem.fix
+        assert f"megalith hub download bert-large-{case}" in caught.value.problem.fix
+        with pytest.raises(DataError, match="needs vocab_file") as caught:
+            load_tokenizer(TokenizerConfig(type=kind))
+        assert f"--tokenizer-type megatron-bert-{case}" in caught.value.problem.fix
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from megalith.checkpoint.manifest import MANIFEST
 from megalith.checkpoint.open import resolve
 from megalith.checkpoint.team import Team
 from megalith.errors import CheckpointError
+from megalith.hub.obtain import resolve as published
+from megalith.hub.store import published_config
 
 NATIVE = "native"
 
@@ -49,10 +51,12 @@ _FORMATS: tuple[tuple[str, Callable[[Path], Path | None]], ...] = (
 
 
 def find(path: str | Path) -> Found:
-    """What a path that somebody typed leads to; of a Megatron root, the iteration that its tracker names.
+    """What a path that somebody typed leads to; of a Megatron root, the iteration that its tracker names. A published name
+    (`megalith hub list`) where nothing lies stands for that model, which is fetched if need be.
 
     Errors: `CheckpointError` with near names, or with what is there instead and what could be.
     """
+    path = published(path)
     return _look(path) or Found(NATIVE, resolve(path))
 
 
@@ -88,7 +92,8 @@ def open_foreign(
     """Opens what another program saved; no tensor is read.
 
     What the files do not say, `config_file` does: JSON or YAML with Megatron's names (hyphens as on its command line), or the
-    values themselves. `vocab_size`, or the `tokenizer`'s, is the true vocabulary of a padded table.
+    values themselves; of a published model, the catalogue.
+    `vocab_size`, or the `tokenizer`'s, is the true vocabulary of a padded table.
     Errors: `CheckpointError` for damage, for what is missing, and by name for what our models cannot be like.
     """
     found = find(path)
@@ -98,7 +103,8 @@ def open_foreign(
         opener = nemo.open_nemo if found.kind == nemo.KIND else nemo_lightning.open_lightning
         return opener(found.folder, Told.of(config_file, vocab_size, tokenizer))
     if found.kind == "megatron":
-        return megatron.open_files(found.folder, Told.of(config_file, vocab_size, tokenizer))
+        facts = published_config(found.folder) if config_file is None else config_file
+        return megatron.open_files(found.folder, Told.of(facts, vocab_size, tokenizer))
     raise CheckpointError("is a checkpoint of Megalith's own", where=str(path))
 
 

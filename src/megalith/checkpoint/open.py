@@ -13,6 +13,7 @@ from pathlib import Path
 from megalith.checkpoint.layout import LATEST, newest_complete, read_latest, step_folders, step_of
 from megalith.checkpoint.manifest import MANIFEST, quick_problems
 from megalith.errors import CheckpointError
+from megalith.hub.catalogue import near as published
 
 CHECKPOINTS = "checkpoints"
 KINDS = (
@@ -140,9 +141,8 @@ def _not_there(given: Path) -> CheckpointError:
         missing, existing = existing.name, existing.parent
     here = sorted(entry.name for entry in os.scandir(existing)) if existing.is_dir() else []
     near = difflib.get_close_matches(missing, here, n=3, cutoff=0.6)
-    fix = (
-        f"did you mean {' or '.join(str(existing / name) for name in near)}?" if near else _listing(existing)
-    )
+    meant = [*(str(existing / name) for name in near), *published(str(given), "model")]
+    fix = f"did you mean {' or '.join(meant)}?" if meant else _listing(existing)
     return CheckpointError("there is no such file or folder", where=str(given), fix=fix)
 
 

@@ -70,6 +70,7 @@ COMMANDS: dict[str, Command] = {
     "checkpoint": Command(
         "megalith.cli.checkpoint:app", "Look into checkpoints, and check that they are whole."
     ),
+    "hub": Command("megalith.cli.hub:app", "Published models and vocabularies: list them, fetch one."),
     "explain": Command("megalith.cli.explain:explain", "What a configuration key means and where it is set."),
 }
 

@@ -114,7 +114,8 @@ def _add_tokenizer(group: Any) -> None:
         "--tokenizer-type",
         metavar="NAME",
         help="as Megatron names them: GPT2BPETokenizer (default), BertWordPieceLowerCase, BertWordPieceCase, "
-        "SentencePieceTokenizer, GPTSentencePieceTokenizer, HFTokenizer",
+        "SentencePieceTokenizer, GPTSentencePieceTokenizer, HFTokenizer; or a published name, fetched if need be: "
+        "megatron-gpt-345m, megatron-bert-uncased, megatron-bert-cased",
     )
     group.add_argument(
         "--vocab-file", "--vocab", metavar="FILE", help="GPT-2's vocab.json, or BERT's vocab.txt"
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     given = _parse(arguments)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would only be forked around
     gc.disable()  # a vocabulary is many small objects and no garbage; workers switch it on again
+    from megalith.cli.hub import fetch_vocabulary
     from megalith.data.preprocess.options import Options, parse_bytes
     from megalith.data.preprocess.run import preprocess as run
     from megalith.tokenizers.names import TokenizerFiles
@@ -259,6 +261,7 @@ def main(arguments: Sequence[str]) -> None:
         log_interval=given.log_interval,
         restart=given.restart,
     )
+    fetch_vocabulary(options.tokenizer)
     with ExitStack() as bars:  # gone before anything else is said, an error too
 
         def show(meter: Meter) -> Progress:

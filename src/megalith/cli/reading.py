@@ -66,10 +66,11 @@ def load(
 ) -> Loaded:
     """The model of a checkpoint in any format; the main process tells what a person should know of it."""
     from megalith.cli.errors import show_notices
+    from megalith.cli.hub import fetched
     from megalith.generate.loading import load_model
 
     loaded = load_model(
-        checkpoint,
+        fetched(checkpoint),
         precision=layout.precision,
         tokenizer=tokenizer,
         config_file=config_file,

@@ -276,6 +276,7 @@ def _sentinels(ids: tuple[int, ...]) -> str:
 
 
 def _open(config: TokenizerFiles | None) -> LoadedTokenizer:
+    from megalith.cli.hub import fetch_vocabulary
     from megalith.errors import DataError
     from megalith.tokenizers.load import load_tokenizer
 
@@ -284,6 +285,7 @@ def _open(config: TokenizerFiles | None) -> LoadedTokenizer:
             "no tokenizer is named",
             fix="give --tokenizer FOLDER, or --vocab-file vocab.json --merge-file merges.txt",
         )
+    fetch_vocabulary(config)
     return load_tokenizer(config)
 
 

@@ -23,6 +23,7 @@ from megalith.checkpoint.reading import load, read_state, read_tensors
 from megalith.errors import CheckpointError, DataError, MegalithError
 from megalith.generate.crew import Crew
 from megalith.generate.reading import prepare_for_reading
+from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
 from megalith.models.family import ARCHITECTURE, FAMILIES, understand
 from megalith.models.stack import LanguageModel
@@ -93,7 +94,8 @@ def load_model(
 ) -> Loaded:
     """Loads a checkpoint for reading, whatever wrote it and whatever layout saved it.
 
-    `path`: a run folder (its newest checkpoint), a step folder, a folder of transformers, or what Megatron wrote (its root, an
+    `path`: a published name (`megalith hub list`);
+    a run folder (its newest checkpoint), a step folder, a folder of transformers, or what Megatron wrote (its root, an
     iteration, a rank's folder, a single file, torch_dist). `tokenizer` (a tokenizer.json, or a folder with one) replaces the
     checkpoint's own; `config_file` (JSON or YAML) says what Megatron's files do not. `crew`: the processes that read it
     together, each of which must call this, on its device; else this one alone does, on `device`. `families`: those that the
@@ -102,6 +104,7 @@ def load_model(
     tokenizer that has more tokens than the model; `ConfigError` for a model that cannot be shared by so many.
     """
     crew = crew or Crew(Topology.single(choose_device(device)))
+    path = published(path)  # on every host, and before anyone waits for another: a download takes long
     found = crew.lead(lambda: find(path))  # a run may publish another one meanwhile
     if found.is_native:
         source = native(found.folder)

@@ -1,6 +1,7 @@
 """Finds and opens a tokenizer: from a config section, a tokenizer.json, a .model, or a folder (ours or Hugging Face's).
 
-Knows which files a type needs and where a folder notes its special tokens. Refuses to download anything.
+Knows which files a type needs and where a folder notes its special tokens. A published vocabulary is found by its name where
+it is on this machine. Refuses to download anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from megalith.errors import DataError, UnsupportedError
+from megalith.hub.store import vocabulary_files
 from megalith.tokenizers.base import END_OF_TEXT, ROLES, sentinel
 from megalith.tokenizers.bpe import FOLDER_VERSION, ROLES_FILE, TOKENIZER_FILE, DefinedTokenizer
 from megalith.tokenizers.definition import (
@@ -33,6 +35,7 @@ from megalith.tokenizers.names import (
     TokenizerSource,
     known_library,
     known_type,
+    published_name,
 )
 from megalith.tokenizers.sentencepiece import (
     MODEL_FILE,
@@ -53,6 +56,7 @@ def load_tokenizer(source: TokenizerSource | str | os.PathLike[str]) -> LoadedTo
     DataError for files that are missing, damaged or of another kind, UnsupportedError for types not built.
     """
     config = TokenizerFiles(file=os.fspath(source)) if isinstance(source, str | os.PathLike) else source
+    config = _with_published_files(config)
     library = known_library(config.library)
     overrides = _checked_roles(config.special_tokens or {})
     extra_ids = config.num_sentinel_tokens or 0
@@ -81,6 +85,17 @@ def load_tokenizer(source: TokenizerSource | str | os.PathLike[str]) -> LoadedTo
     return _with_sentinels(_load_gpt2(config, overrides), extra_ids)
 
 
+def _with_published_files(config: TokenizerSource) -> TokenizerSource:
+    """A published name replaced by its type and files. Errors: `DataError` where these are not on this machine."""
+    name = published_name(config)
+    files = vocabulary_files(name) if name else None
+    if files is None:
+        return config
+    return TokenizerFiles(
+        **files, special_tokens=config.special_tokens, num_sentinel_tokens=config.num_sentinel_tokens
+    )
+
+
 def _load_word_piece(
     config: TokenizerSource, type: str, overrides: Mapping[str, str], extra_ids: int
 ) -> DefinedTokenizer:
@@ -89,11 +104,11 @@ def _load_word_piece(
             f"{type} has no merges", where="tokenizer.merge_file", fix="leave it out; give vocab_file alone"
         )
     if not config.vocab_file:
-        lowercase = "uncased" if type == WORD_PIECE_LOWER else "cased"
+        case = "uncased" if type == WORD_PIECE_LOWER else "cased"
         raise DataError(
             f"{config.type} needs vocab_file: the vocab.txt of its model",
             where="tokenizer.vocab_file",
-            fix=f"give the file (--vocab-file), say that of bert-large-{lowercase}; nothing is downloaded",
+            fix=f"give the file (--vocab-file), or name the published one: --tokenizer-type megatron-bert-{case}",
         )
     return word_piece_tokenizer(
         Path(config.vocab_file),
@@ -135,7 +150,8 @@ def _load_gpt2(config: TokenizerSource, overrides: Mapping[str, str]) -> Defined
             raise DataError(
                 f"GPT2BPETokenizer needs {key} (GPT-2's {name})",
                 where=f"tokenizer.{key}",
-                fix="give both files, or `file` with a tokenizer.json; `megalith tokenizer train` makes all three",
+                fix="give both files, or `file` with a tokenizer.json; `megalith tokenizer train` makes all three; the "
+                "published ones have a name: --tokenizer-type megatron-gpt-345m",
             )
     return gpt2_tokenizer(Path(config.vocab_file or ""), Path(config.merge_file or ""), overrides)
 

@@ -1,6 +1,6 @@
 """Names of tokenizer types and libraries, and where a tokenizer's files are, free of the config machinery.
 
-Knows names. Refuses to open files (`load` does); imports so little that a command line can start with it.
+Knows names, published ones too. Refuses to open files (`load` does); imports so little that a command line can start with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megalith.errors import UnsupportedError
+from megalith.hub.catalogue import vocabulary_of
 
 GPT2_BPE = "GPT2BPETokenizer"
 HUGGING_FACE = "HFTokenizer"
@@ -92,6 +93,16 @@ def absolute(values: dict[str, Any]) -> dict[str, Any]:
         if key in values:
             values[key] = str(Path(values[key]).expanduser().resolve())
     return values
+
+
+def published_name(source: TokenizerSource) -> str | None:
+    """The name of a published vocabulary that stands where a file, or a type without its files, could; else None."""
+    name = source.file or source.model
+    if name:
+        return name if vocabulary_of(name) and not Path(name).exists() else None
+    if source.vocab_file or source.merge_file or not source.type:
+        return None
+    return source.type if vocabulary_of(source.type) else None
 
 
 def known_type(name: str) -> str:
