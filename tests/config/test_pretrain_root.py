@@ -8,10 +8,11 @@ import pytest
 
 from megalith.config.compose import Composed, compose
 from megalith.config.tree import fields_of, section_of
+from megalith.engine.flops import matrix_parameters
 from megalith.errors import ConfigError
 from megalith.models import presets
 from megalith.models.config import ModelConfig, num_parameters
-from megalith.tasks.derived import derived, matrix_parameters
+from megalith.tasks.derived import derived
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from megalith.config.compose import Composed, compose
 from megalith.config.schema import Section, setting
 from megalith.errors import ConfigError
-from megalith.tasks.model_keys import MODEL_KEYS
-from megalith.tasks.pretrain_config import GPTModelConfig
+from megalith.tasks.model_keys import ENCODER_DECODER_KEYS, MODEL_KEYS
+from megalith.tasks.pretrain_families import GPTModelConfig, T5ModelConfig
 from megalith.topology.precision import ALIASES
 from megalith.training.config import (
     PRECISION_ALIASES,
@@ -107,6 +107,7 @@ def test_older_arguments_are_accounted_for(name):
     [
         (LIGHTNING_KEYS, TrainerConfig),
         (MODEL_KEYS, GPTModelConfig),
+        (ENCODER_DECODER_KEYS, T5ModelConfig),
         (ExpManagerConfig.foreign_keys, ExpManagerConfig),
         (CheckpointCallbackParams.foreign_keys, CheckpointCallbackParams),
     ],

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from megalith.engine.engine import Engine
-from megalith.engine.metrics import Speed, device_name, flops_per_token, matrix_parameters, peak, speed
+from megalith.engine.flops import flops_per_token, matrix_parameters
+from megalith.engine.metrics import Speed, device_name, peak, speed
 from megalith.models import presets
 from megalith.models.gpt import GPT
 from megalith.nn.loss import CrossEntropy
@@ -118,7 +119,7 @@ def speed_of(device: torch.device, precision: str) -> Speed:
     """Of optimizer steps, eager."""
     engine, text = gpt2(device, precision), batch(50257)
     per_token = flops_per_token(
-        matrix_parameters=matrix_parameters(engine.model),
+        matrix_parameters=matrix_parameters(engine.model.config),
         layers=engine.model.config.num_layers,
         attention_width=engine.model.config.hidden_size,
         length=LENGTH,

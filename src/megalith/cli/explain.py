@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath
+from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, root_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,25 +28,26 @@ def explain(
     """What a key means: unit, type, default, its value and where that came from. A section: its keys. A word: a search.
 
     Examples: megalith explain model.optim.lr · megalith explain exp_manager · megalith explain dropout ·
-    megalith explain model.hidden_size model.preset=gpt2-345m
+    megalith explain model.hidden_size model.preset=gpt2-345m · megalith explain masked_lm_prob
+    --config-name megatron_bert_config
     """
     from rich.console import Console
 
     from megalith.config.compose import gather
     from megalith.config.explain import explain as answer
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
 
     questions = [word for word in words or [] if _is_question(word)] or [""]
     overrides = [word for word in words or [] if not _is_question(word)]
+    root = root_of(config_name, config_path, config)
     gathered = gather(
-        PretrainGPTConfig,
+        root,
         config_name=config_name,
         config_path=config_path,
         config_file=config,
         overrides=overrides,
     )
     console = Console(highlight=False, markup=False)
-    answers = [answer(PretrainGPTConfig, question, gathered) for question in questions]
+    answers = [answer(root, question, gathered) for question in questions]
     for i, (question, found) in enumerate(zip(questions, answers, strict=True)):
         if i:
             console.print()

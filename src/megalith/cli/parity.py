@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from megalith.cli.options import JsonFile
-from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides
+from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides, gpt_only, root_of
 from megalith.errors import EXIT_FAILURE, EXIT_SUCCESS, MegalithError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def parity(
     from megalith.config.compose import gather
     from megalith.tasks.pretrain_config import PretrainGPTConfig
 
+    gpt_only("megalith parity", root_of(config_name, config_path, config))
     gathered = gather(
         PretrainGPTConfig,
         config_name=config_name,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from megalith.cli.options import JsonFile
-from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides
+from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides, gpt_only, root_of
 from megalith.errors import EXIT_FAILURE, EXIT_SUCCESS
 
 
@@ -54,6 +54,7 @@ def plan(
     from megalith.tasks.pretrain_config import PretrainGPTConfig
 
     more = [f"++model.vocab_size={vocab_size}"] if vocab_size is not None else []
+    gpt_only("megalith plan", root_of(config_name, config_path, config))
     gathered = gather(
         PretrainGPTConfig,
         config_name=config_name,

@@ -1,4 +1,4 @@
-"""`megalith pretrain gpt`: a configuration, overrides, and what to do with them: train, print, or show a batch."""
+"""`megalith pretrain gpt|bert|t5|bart`: a configuration, overrides, and what to do with them: train, print, or show a batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from megalith.config.compose import Composed
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
+    from megalith.config.compose import Composed, Gathered
+    from megalith.tasks.pretrain_config import PretrainConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,60 +38,121 @@ def pretrain() -> None:
     """Pretrain a model from a configuration and key=value overrides."""
 
 
-@app.command()
-def gpt(
-    overrides: Overrides = None,
-    config_name: ConfigName = None,
-    config_path: ConfigPath = None,
-    config: ConfigFile = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="print the configuration, and stop")
-    ] = False,
-    derived: Annotated[
-        bool, typer.Option("--derived", help="with --print-config: also the numbers that follow")
-    ] = False,
-    show_batch: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="STEP",
-            help="decode the batch of this step (0 is the first), and stop",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Pretrain a GPT. Started again, the same command goes on from the newest checkpoint.
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the configuration, and stop")]
+WithDerived = Annotated[
+    bool, typer.Option("--derived", help="with --print-config: also the numbers that follow")
+]
+ShowBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--show-batch",
+        min=0,
+        metavar="STEP",
+        help="decode the batch of this step (0 is the first), and stop",
+        show_default=False,
+    ),
+]
 
-    Example: megalith pretrain gpt model.data.data_prefix=corpus_text_document model.tokenizer.file=tokenizer.json
-    model.preset=gpt2-124m trainer.max_steps=1000
+_HELP = """Pretrain a {title}. Started again, the same command goes on from the newest checkpoint.
 
-    Exit code: 0 done, 2 something to mend, 3 stopped by a signal after saving (start it again).
-    """
-    from megalith.config.compose import gather, settle
+Example: megalith pretrain {family} {example}
+
+Exit code: 0 done, 2 something to mend, 3 stopped by a signal after saving (start it again).
+"""
+_SENTENCES = "model.data.data_prefix=corpus_text_sentence model.tokenizer.vocab_file=vocab.txt"
+_FAMILIES = {
+    "gpt": (
+        "GPT",
+        "model.data.data_prefix=corpus_text_document model.tokenizer.file=tokenizer.json\n"
+        "model.preset=gpt2-124m trainer.max_steps=1000",
+    ),
+    "bert": ("BERT", f"{_SENTENCES}\nmodel.preset=bert-110m trainer.max_steps=1000"),
+    "t5": ("T5", f"{_SENTENCES}\nmodel.preset=t5-220m trainer.max_steps=1000"),
+    "bart": ("BART", f"{_SENTENCES}\nmodel.preset=bart-base trainer.max_steps=1000"),
+}
+
+
+def _add(family: str) -> None:
+    title, example = _FAMILIES[family]
+
+    @app.command(family, help=_HELP.format(title=title, family=family, example=example))
+    def command(
+        overrides: Overrides = None,
+        config_name: ConfigName = None,
+        config_path: ConfigPath = None,
+        config: ConfigFile = None,
+        print_config: PrintConfig = False,
+        derived: WithDerived = False,
+        show_batch: ShowBatch = None,
+    ) -> None:
+        from megalith.config.compose import gather
+        from megalith.tasks.pretrain_config import ROOTS
+
+        root = ROOTS[family]
+        gathered = gather(
+            root,
+            config_name=config_name,
+            config_path=config_path,
+            config_file=config,
+            overrides=overrides or (),
+        )
+        if print_config or derived:
+            from megalith.cli.show_config import print_configuration
+
+            print_configuration(root, gathered, derived=derived)
+            return
+        raise typer.Exit(_run(root, gathered, show_batch))
+
+
+for _family in _FAMILIES:
+    _add(_family)
+
+
+def root_of(
+    config_name: str | None, config_path: Path | None, config_file: Path | None
+) -> type[PretrainConfig]:
+    """The root configuration that a file is for: by the kind of its samples, its own name or what it calls its model."""
+    from megalith.config.sources import load_yaml, locate
+    from megalith.config.tree import get
+    from megalith.tasks.pretrain_config import ROOTS
+
+    file = locate(config_name, config_path, config_file)
+    values = load_yaml(file)
+    kind = str(get(values, ("model", "data", "dataset_type"), "")).removeprefix("standard_")
+    said = (kind.removesuffix("_prefix_lm"), file.stem, values.get("name"))
+    for family, root in ROOTS.items():
+        if {family, root.packaged, root.model_fields["name"].default} & {*map(str, said)}:
+            return root
+    return ROOTS["gpt"]
+
+
+def gpt_only(command: str, root: type[PretrainConfig]) -> None:
+    """Errors: `UnsupportedError` for a family that the command knows nothing of."""
+    from megalith.errors import UnsupportedError
     from megalith.tasks.pretrain_config import PretrainGPTConfig
 
-    gathered = gather(
-        PretrainGPTConfig,
-        config_name=config_name,
-        config_path=config_path,
-        config_file=config,
-        overrides=overrides or (),
-    )
-    if print_config or derived:
-        from megalith.cli.show_config import print_configuration
-
-        print_configuration(PretrainGPTConfig, gathered, derived=derived)
-        return
-    composed = settle(PretrainGPTConfig, gathered)
-    if show_batch is not None:
-        _tell_notices(composed)
-        from megalith.tasks.show_batch import show
-
-        raise typer.Exit(show(composed, show_batch))
-    raise typer.Exit(_train(composed))
+    if root is not PretrainGPTConfig:
+        raise UnsupportedError(
+            f"{command} knows GPTs only, and this is the configuration of a {root.model_fields['name'].default}",
+            fix=f"`megalith pretrain … --config-name {root.packaged} --print-config --derived` says the numbers that "
+            "follow from it",
+        )
 
 
-def _train(composed: Composed[PretrainGPTConfig]) -> int:
+def _run(root: type[PretrainConfig], gathered: Gathered, show_batch: int | None) -> int:
+    """Train, or show a batch. → exit code"""
+    from megalith.config.compose import settle
+
+    composed = settle(root, gathered)
+    if show_batch is None:
+        return _train(composed)
+    _tell_notices(composed)
+    from megalith.tasks.show_batch import show
+
+    return show(composed, show_batch)
+
+
+def _train(composed: Composed[PretrainConfig]) -> int:
     """Alone, or as one of several processes, or by starting them. → exit code"""
     _find_data(composed.config)
     from megalith.cli.again import again
@@ -107,7 +168,7 @@ def _train(composed: Composed[PretrainGPTConfig]) -> int:
         return run(composed, member=member)
 
 
-def _find_data(config: PretrainGPTConfig) -> None:
+def _find_data(config: PretrainConfig) -> None:
     """Errors: `DataError` for token files that are not there, before the seconds that importing PyTorch takes."""
     from megalith.data.config import PATH_KEYS
     from megalith.data.indexed.format import existing_prefix
@@ -118,7 +179,7 @@ def _find_data(config: PretrainGPTConfig) -> None:
             existing_prefix(path)
 
 
-def _tell_notices(composed: Composed[PretrainGPTConfig]) -> None:
+def _tell_notices(composed: Composed[PretrainConfig]) -> None:
     from megalith.cli.errors import show_notices
 
     show_notices(composed.notices)

@@ -13,10 +13,10 @@ from megalith.config.compose import Gathered, preview, settle, to_yaml
 from megalith.errors import ConfigError
 from megalith.tasks.derived import Derived
 from megalith.tasks.derived import derived as derive
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 
 
-def print_configuration(root: type[PretrainGPTConfig], gathered: Gathered, *, derived: bool) -> None:
+def print_configuration(root: type[PretrainConfig], gathered: Gathered, *, derived: bool) -> None:
     """The whole configuration; one with problems is printed too, as far as it is known, and then raises `ConfigError`."""
     console = Console(highlight=False)
     try:

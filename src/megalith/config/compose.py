@@ -66,7 +66,9 @@ def gather(
     overrides: Sequence[str] = (),
 ) -> Gathered:
     """Read and merge everything, translate foreign keys, resolve references. Only unreadable files raise."""
-    file = sources.locate(config_name, config_path, config_file)
+    file = sources.locate(
+        config_name or (root.packaged if config_file is None else None), config_path, config_file
+    )
     parsed, problems = parse_overrides(overrides)
     names = set(sources.groups(file))
     choices = {o.path[0]: str(o.value) for o in parsed if _chooses(o, names)}
@@ -87,7 +89,7 @@ def compose(
 ) -> Composed[Root]:
     """The checked configuration of a YAML file and overrides.
 
-    `config_name` is looked up in `config_path` or among the packaged files (default megatron_gpt_config); `config_file`
+    `config_name` is looked up in `config_path` or among the packaged files (default: the root's own); `config_file`
     is a path of its own. Errors: one `ConfigError` with every problem.
     """
     gathered = gather(

@@ -97,6 +97,8 @@ class Section(BaseModel):
 
     foreign_keys: ClassVar[Mapping[str, ForeignKey]] = {}
     """Keys of other toolkits that may stand in this section."""
+    packaged: ClassVar[str | None] = None
+    """Of a root: the name of the packaged file that it starts from."""
     null_means: ClassVar[Mapping[str, Any] | None] = None
     """What the section holds when it is written as `null`; None: null is refused."""
 

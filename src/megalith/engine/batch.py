@@ -19,11 +19,14 @@ from megalith.parallel.context import share_sequence
 from megalith.topology.topology import Topology
 
 LossAverage = Literal["tokens", "micro_batches"]
+_LENGTHS = {"lengths": "tokens", "encoder_lengths": "encoder_tokens"}
+"""What says how long the rows are before their padding, and the rows."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one step works on. `counts`, `samples` and `tokens` are of the global batch."""
+    """What one step works on. `counts`, `samples` and `tokens` are of the global batch; tokens of an encoder-decoder are those
+    of both sides, padding too: what a step computes on."""
 
     micros: list[Batch]
     divisors: list[dict[str, float]]
@@ -59,6 +62,8 @@ def prepare(
             where="batch",
             fix="choose a global_batch_size that is micro_batch_size × data-parallel size × a whole number",
         )
+    if topology.size("pipeline") > 1:  # a pipeline is given all its micro-batches at once
+        batch = without_needless_lengths(batch)
     micros = split(batch, micro_batch_size)
     local = [
         objective.counts(micro) for micro in micros
@@ -74,8 +79,26 @@ def prepare(
         divisors=divisors,
         counts=counts,
         samples=samples * topology.data_size,
-        tokens=batch["tokens"].numel() * topology.data_size,
+        tokens=tokens_in(batch) * topology.data_size,
     )
+
+
+def tokens_in(batch: Batch) -> int:
+    """Tokens that the model reads in a batch, on both sides where it has two."""
+    return sum(batch[name].numel() for name in ("encoder_tokens", "tokens") if name in batch)
+
+
+def without_needless_lengths(batch: Batch) -> Batch:
+    """The batch (on the CPU) without the lengths of rows of which none is padded: attention then needs no mask.
+
+    A function of the data alone, so all processes that compute these samples decide alike.
+    """
+    needless = [
+        name
+        for name, tokens in _LENGTHS.items()
+        if name in batch and int(batch[name].min()) >= batch[tokens].shape[1]
+    ]
+    return {name: tensor for name, tensor in batch.items() if name not in needless}
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -96,6 +119,11 @@ def global_counts(local: list[dict[str, torch.Tensor]], topology: Topology) -> d
 
 
 def place(batch: Batch, topology: Topology) -> Batch:
-    """The same batch where the model is: on the device, and of each sequence the part that this process computes."""
+    """The same batch where the model is: on the device, and of each sequence the part that this process computes.
+
+    Without lengths that say nothing, unless a pipeline has decided that for several micro-batches.
+    """
+    if topology.size("pipeline") == 1:
+        batch = without_needless_lengths(batch)
     there = {name: tensor.to(topology.device, non_blocking=True) for name, tensor in batch.items()}
     return share_sequence(there, topology)

@@ -1,4 +1,4 @@
-"""Speed in tokens, FLOPs and as a share of the device's peak, with the formula and the source of the peak named.
+"""Speed in tokens, FLOPs and as a share of the device's peak, with the source of the peak named.
 
 Knows arithmetic and data sheets. Guesses nothing: an unknown device, or a CPU, has no peak and hence no MFU unless the
 user gives one.
@@ -10,22 +10,6 @@ import re
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-
-FORMULA = "6 × matrix parameters + 12 × layers × attention width × length, a token (PaLM appendix B)"
-"""Chowdhery et al. 2022, appendix B, without recomputation and without halving for the causal mask. With ffn = 4 × width and
-plain attention it is Megatron-LM's 72·B·s·L·h²·(1 + s/(6h) + V/(12Lh)) (Narayanan et al. 2021, without recomputation)."""
-
-
-def flops_per_token(*, matrix_parameters: int, layers: int, attention_width: int, length: int) -> float:
-    """Forward and backward FLOPs that a model needs for one token (see `FORMULA`). `attention_width` = heads × head_dim."""
-    return 6.0 * matrix_parameters + 12.0 * layers * attention_width * length
-
-
-def matrix_parameters(model: nn.Module) -> int:
-    """Parameters that take part in a matrix product: the blocks' matrices and the output head's true rows; no look-ups."""
-    blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim >= 2)
-    return blocks + model.config.vocab_size * model.head_weight.shape[1]
 
 
 @dataclass(frozen=True)
@@ -95,7 +79,7 @@ class Speed:
 def speed(
     tokens: int, seconds: float, *, per_token: float, peak: Peak | None = None, processes: int = 1
 ) -> Speed:
-    """`tokens` of the global batches done in `seconds`; `per_token` from `flops_per_token`.
+    """`tokens` of the global batches done in `seconds`; `per_token` from `flops`.
 
     MFU (model FLOPs utilisation) = FLOPs that the model needs ÷ what the device could do: recomputation earns nothing.
     """

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megalith.engine.metrics import FORMULA, flops_per_token
+from megalith.engine.flops import model_flops
 from megalith.errors import MegalithError
-from megalith.models.config import GATED_ACTIVATIONS, ModelConfig, num_parameters
+from megalith.models.config import ModelConfig, num_parameters
 from megalith.optim.schedule import Counters
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tokenizers.load import load_tokenizer
+
+_ENOUGH = "about 20 is compute-optimal (Hoffmann et al. 2022)"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Derived:
     because: str = ""
 
 
-def vocabulary(config: PretrainGPTConfig) -> tuple[int | None, str]:
+def vocabulary(config: PretrainConfig) -> tuple[int | None, str]:
     """(true vocabulary, where it comes from); (None, the reason) when the tokenizer cannot be loaded."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size, "model.vocab_size"
@@ -34,7 +36,7 @@ def vocabulary(config: PretrainGPTConfig) -> tuple[int | None, str]:
         return None, f"{problem.problem.where}: {problem.problem.what}".removeprefix(": ")
 
 
-def derived(config: PretrainGPTConfig) -> list[Derived]:
+def derived(config: PretrainConfig) -> list[Derived]:
     """Everything that can be said before a run. Without a tokenizer, what depends on the vocabulary is left out."""
     vocab, source = vocabulary(config)
     rows = [*_batches(config), *_learning(config)]
@@ -44,9 +46,9 @@ def derived(config: PretrainGPTConfig) -> list[Derived]:
     return [*rows, Derived("vocabulary", vocab, source), *_size(config, architecture)]
 
 
-def _batches(config: PretrainGPTConfig) -> list[Derived]:
+def _batches(config: PretrainConfig) -> list[Derived]:
     model, steps = config.model, config.trainer.max_steps
-    data, length = model.sizes.data, model.encoder_seq_length
+    data, length = model.sizes.data, model.sample.tokens
     samples = model.batch_schedule.consumed_at(steps)
     micro = model.global_batch_size // (model.micro_batch_size * data)
     ramp = ", ramped up" if model.rampup_batch_size else ""
@@ -74,9 +76,9 @@ def _batches(config: PretrainGPTConfig) -> list[Derived]:
     return rows
 
 
-def _learning(config: PretrainGPTConfig) -> list[Derived]:
+def _learning(config: PretrainConfig) -> list[Derived]:
     schedule, steps = config.schedule, config.trainer.max_steps
-    batch, length = config.model.global_batch_size, config.model.encoder_seq_length
+    batch, length = config.model.global_batch_size, config.model.sample.tokens
     name = config.model.optim.sched.name
 
     def rate(step: int) -> str:
@@ -89,16 +91,11 @@ def _learning(config: PretrainGPTConfig) -> list[Derived]:
     ]
 
 
-def _size(config: PretrainGPTConfig, model: ModelConfig) -> list[Derived]:
+def _size(config: PretrainConfig, model: ModelConfig) -> list[Derived]:
     total, true = num_parameters(model), num_parameters(model, padded=False)
     samples = config.model.batch_schedule.consumed_at(config.trainer.max_steps)
-    tokens = samples * config.model.encoder_seq_length
-    per_token = flops_per_token(
-        matrix_parameters=matrix_parameters(model),
-        layers=model.num_layers,
-        attention_width=model.num_attention_heads * model.head_dim,
-        length=config.model.encoder_seq_length,
-    )
+    tokens = samples * config.model.sample.tokens
+    flops = model_flops(model, config.model.sample)
     padding = f"next multiple of {model.make_vocab_size_divisible_by}"
     return [
         Derived("padded vocabulary", model.padded_vocab_size, padding),
@@ -111,16 +108,8 @@ def _size(config: PretrainGPTConfig, model: ModelConfig) -> list[Derived]:
             "16 bytes a parameter, padding counted",
         ),
         Derived(
-            "tokens a parameter", f"{tokens / true:.3g}", "about 20 is compute-optimal (Hoffmann et al. 2022)"
+            "tokens a parameter", f"{tokens / true:.3g}", _ENOUGH if config.model.family == "gpt" else ""
         ),
-        Derived("FLOPs a token", f"{per_token:.3g}", FORMULA),
-        Derived("FLOPs of the run", f"{per_token * tokens:.3g}", "FLOPs a token × tokens of the run"),
+        Derived("FLOPs a token", f"{flops.per_token:.3g}", flops.formula),
+        Derived("FLOPs of the run", f"{flops.per_token * tokens:.3g}", "FLOPs a token × tokens of the run"),
     ]
-
-
-def matrix_parameters(model: ModelConfig) -> int:
-    """Parameters that take part in a matrix product: the blocks' matrices and the head's true rows."""
-    width, inner = model.hidden_size, model.num_attention_heads * model.head_dim
-    attention = width * (2 * inner + 2 * model.kv_heads * model.head_dim)
-    matrices = 3 if model.activation in GATED_ACTIVATIONS else 2
-    return model.num_layers * (attention + matrices * width * model.ffn_size) + model.vocab_size * width

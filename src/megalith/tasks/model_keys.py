@@ -80,7 +80,7 @@ MODEL_KEYS: dict[str, ForeignKey] = {
     "megatron_legacy": ignored("there is one GPT"),
     "overlap_p2p_comm": ignored(_COMMUNICATION),
     "persist_layer_norm": ignored("there is one layer norm"),
-    "pipeline_model_parallel_split_rank": ignored("a GPT has no encoder to split off"),
+    "pipeline_model_parallel_split_rank": ignored("this model has no encoder to split off"),
     "post_process": ignored("a stage knows by itself whether it is the last"),
     "pre_process": ignored("a stage knows by itself whether it is the first"),
     "precision": ignored("trainer.precision decides"),
@@ -110,3 +110,13 @@ MODEL_KEYS: dict[str, ForeignKey] = {
     "use_soft_prompts": refused("soft prompts are tuned on a trained model, not pretrained"),
     "multi_query": refused("is written model.num_query_groups=1 here"),
 }
+
+_ONE_KIND = "both sides are transformers; there is no other kind"
+
+ENCODER_DECODER_KEYS: dict[str, ForeignKey] = {
+    **{name: key for name, key in MODEL_KEYS.items() if name != "pipeline_model_parallel_split_rank"},
+    "seq_length": renamed("encoder_seq_length", "is called model.encoder_seq_length here"),
+    "encoder_arch": refused(_ONE_KIND, harmless=("transformer",)),
+    "decoder_arch": refused(_ONE_KIND, harmless=("transformer",)),
+}
+"""The same for T5 and BART, some of which NeMo calls by other names."""

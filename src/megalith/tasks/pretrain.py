@@ -1,4 +1,4 @@
-"""`megalith pretrain gpt`: from a checked configuration to a trained model and an exit code.
+"""`megalith pretrain`: from a checked configuration to a trained model and an exit code.
 
     pretrain_parts.prepare ─▶ folder, saver, loggers ─▶ training.trainer.fit ─▶ exit code
 
@@ -18,11 +18,14 @@ from rich.console import Console
 from megalith.checkpoint.native import Checkpointer
 from megalith.checkpoint.retention import Policy, Retention
 from megalith.config.compose import Composed
-from megalith.engine.metrics import FORMULA, device_name
+from megalith.engine.flops import Sample
+from megalith.engine.metrics import device_name
 from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS, ConfigError, Problem
+from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.models.family import describe
 from megalith.tasks.alike import seen_by_all
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tasks.pretrain_parts import Parts, prepare
 from megalith.tasks.processes import agreed, is_main
 from megalith.topology.launch import Member
@@ -30,7 +33,8 @@ from megalith.topology.topology import Topology
 from megalith.training.checkpointing import SaveTimes
 from megalith.training.experiment import HELD, hold, holder, log_files, open_folder
 from megalith.training.loggers import check_loggers, log_configuration, make_loggers
-from megalith.training.progress import ProgressDisplay, duration, say, thousands
+from megalith.training.module import Validation
+from megalith.training.progress import ProgressDisplay, duration, say, terms_text, thousands
 from megalith.training.saving import Saver
 from megalith.training.stopping import Beat, StopRequest
 from megalith.training.trainer import Batches, LoopSettings, Outcome, Run, fit
@@ -39,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    composed: Composed[PretrainGPTConfig], *, console: Console | None = None, member: Member | None = None
+    composed: Composed[PretrainConfig], *, console: Console | None = None, member: Member | None = None
 ) -> int:
     """Train as configured, or go on with what was begun. → exit code: 0 done, 3 stopped by a signal after saving.
 
@@ -142,7 +146,7 @@ def make_saver(parts: Parts, retention: Retention, scratch: Path) -> Saver:
         retention=retention,
     )
     extra = {
-        **describe("gpt", parts.architecture),
+        **describe(parts.config.model.family, parts.architecture),
         "tokenizer": {"type": parts.tokenizer.type, "hash": parts.tokenizer.hash()},
         "data_plan": parts.data.streams.state(),
         "origin": parts.start.origin,
@@ -154,7 +158,7 @@ def make_saver(parts: Parts, retention: Retention, scratch: Path) -> Saver:
     return saver
 
 
-def policy(config: PretrainGPTConfig) -> Policy:
+def policy(config: PretrainConfig) -> Policy:
     """Which checkpoints stay, and their names. Errors: `ConfigError` for a template that cannot be one."""
     params = config.exp_manager.checkpoint_callback_params
     monitor = params.monitor if _validates(config) or params.monitor != "val_loss" else None
@@ -174,19 +178,19 @@ def policy(config: PretrainGPTConfig) -> Policy:
         raise ConfigError([Problem(where, str(error), "as megatron_gpt--{val_loss:.2f}-{step}")]) from error
 
 
-def _validates(config: PretrainGPTConfig) -> bool:
+def _validates(config: PretrainConfig) -> bool:
     trainer = config.trainer
     return bool(trainer.limit_val_batches) and 0 < (trainer.val_check_interval or 0) <= trainer.max_steps
 
 
-def save_times(config: PretrainGPTConfig) -> SaveTimes:
+def save_times(config: PretrainConfig) -> SaveTimes:
     """When the run saves. Where nobody says and there is no validation to save after: every half an hour."""
     params = config.exp_manager.checkpoint_callback_params
     times = SaveTimes(steps=params.every_n_train_steps or None, seconds=params.interval_seconds)
     return SaveTimes(seconds=1800.0) if times.after_validation and not _validates(config) else times
 
 
-def loop_settings(config: PretrainGPTConfig, step: int = 0) -> LoopSettings:
+def loop_settings(config: PretrainConfig, step: int = 0) -> LoopSettings:
     """When things happen in this run. `fast_dev_run`: a few steps and no files."""
     trainer, trial = config.trainer, int(config.trainer.fast_dev_run)
     validate = trainer.val_check_interval if trainer.limit_val_batches else None
@@ -212,9 +216,8 @@ def _tell(console: Console, text: str) -> None:
 
 def summary(parts: Parts) -> list[str]:
     """What this run is, in a few lines."""
-    config, engine, machine, shape = parts.config, parts.engine, parts.machine, parts.architecture
-    model, steps = config.model, config.trainer.max_steps
-    count = parts.parameters
+    config, engine, machine, flops = parts.config, parts.engine, parts.machine, parts.flops
+    model, steps, length = config.model, config.trainer.max_steps, config.model.sample.tokens
     known = parts.meter.peak
     begin = {
         "fresh": "from new weights",
@@ -222,15 +225,14 @@ def summary(parts: Parts) -> list[str]:
         "resume": f"going on from step {engine.step}: {parts.start.folder}",
     }[parts.start.kind]
     return [
-        f"model      {shape.num_layers} layers, width {shape.hidden_size}, {shape.num_attention_heads} heads, "
-        f"vocabulary {shape.vocab_size:,}: {count:,} parameters",
+        f"model      {_shape(parts.architecture)}: {parts.parameters:,} parameters",
         f"machine    {device_name(machine.topology.device)}; precision {machine.precision}; compile {machine.compile}; "
         f"allocator {machine.allocator}",
         *layout(machine.topology),
         *(f"{line}" for line in parts.data.streams.summary()),
-        f"steps      {steps:,} of {model.global_batch_size} samples of {model.encoder_seq_length} tokens "
-        f"({thousands(model.batch_schedule.consumed_at(steps) * model.encoder_seq_length)} tokens)",
-        f"speed      {parts.meter.flops_per_token:.3g} FLOPs a token: {FORMULA.replace(', a token', '')}; "
+        f"steps      {steps:,} of {model.global_batch_size} samples of {_lengths(model.sample)} tokens "
+        f"({thousands(model.batch_schedule.consumed_at(steps) * length)} tokens)",
+        f"speed      {flops.per_token:.3g} FLOPs a token: {flops.formula.replace(', a token', '')}; "
         + (
             f"MFU against {known.tflops:g} TFLOP/s ({known.source})"
             if known
@@ -242,13 +244,26 @@ def summary(parts: Parts) -> list[str]:
     ]
 
 
+def _shape(model: ModelConfig) -> str:
+    two = isinstance(model, EncoderDecoderConfig)
+    layers = f"{model.encoder_layers} + {model.decoder_layers}" if two else str(model.num_layers)
+    return (
+        f"{layers} layers, width {model.hidden_size}, {model.num_attention_heads} heads, "
+        f"vocabulary {model.vocab_size:,}"
+    )
+
+
+def _lengths(sample: Sample) -> str:
+    return f"{sample.length} + {sample.decoder_length}" if sample.decoder_length else str(sample.length)
+
+
 def layout(topology: Topology) -> list[str]:
     """The line about processes; none where there is one."""
     sizes = topology.sizes
     return [f"processes  {sizes.world}: {sizes.describe()}"] if sizes.world > 1 else []
 
 
-def _words(config: PretrainGPTConfig) -> str:
+def _words(config: PretrainConfig) -> str:
     """When it saves, in words."""
     if not config.exp_manager.create_checkpoint_callback or config.trainer.fast_dev_run:
         return "never"
@@ -272,8 +287,12 @@ def _finish(parts: Parts, outcome: Outcome, console: Console) -> int:
     elif parts.start.kind == "resume" and parts.start.state.get("step") == outcome.step:
         _tell(console, f"nothing to do: the run is at {where} already; a larger trainer.max_steps goes on")
     else:
-        measured = f", validation loss {found.loss:.4f}, perplexity {found.perplexity:.2f}" if found else ""
+        measured = f", validation {_measured(found)}" if found else ""
         _tell(console, f"done: {where}{measured}")
         if outcome.test:
-            _tell(console, f"test loss {outcome.test.loss:.4f}, perplexity {outcome.test.perplexity:.2f}")
+            _tell(console, f"test {_measured(outcome.test)}")
     return EXIT_SUCCESS
+
+
+def _measured(found: Validation) -> str:
+    return f"loss {found.loss:.4f}{terms_text(found.terms, '.4f')}, perplexity {found.perplexity:.2f}"

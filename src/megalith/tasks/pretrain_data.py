@@ -11,12 +11,12 @@ from typing import Any
 
 from megalith.data.build import Request, RunData, open_run_data, requested_samples
 from megalith.data.loader import Batch, Loader
-from megalith.data.masks import MaskOptions
+from megalith.data.masks import Masks
 from megalith.data.sampler import CyclicSampler, Sampler, SequentialSampler
 from megalith.data.schedule import BatchRampUp
 from megalith.data.sources import Vocabulary
 from megalith.data.stream import Stream
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tokenizers.base import Tokenizer
 from megalith.topology.topology import Topology
 
@@ -27,9 +27,9 @@ Notice = Callable[[str], None]
 class Data:
     """Streams and loaders of a run."""
 
-    config: PretrainGPTConfig
+    config: PretrainConfig
     streams: RunData
-    tokenizer: Tokenizer
+    masks: Masks
     topology: Topology
     vocab_size: int
     notice: Notice
@@ -63,7 +63,7 @@ class Data:
     def _loader(self, stream: Stream, sampler: Sampler) -> Loader:
         return Loader(
             stream,
-            masks=masks(self.config, self.tokenizer),
+            masks=self.masks,
             sampler=sampler,
             data_rank=self.topology.data_rank,
             data_size=self.topology.data_size,
@@ -82,7 +82,7 @@ class Data:
 
 
 def open_data(
-    config: PretrainGPTConfig,
+    config: PretrainConfig,
     tokenizer: Tokenizer,
     topology: Topology,
     *,
@@ -94,9 +94,10 @@ def open_data(
 ) -> Data:
     """Open the token files and make the plans, or continue those in `stored` (a checkpoint's) at `step` and `consumed`.
 
-    Errors: what `open_run_data` raises.
+    Errors: what `open_run_data` raises, and `ConfigError` for a vocabulary that the family's samples cannot be made with.
     """
     trainer, model = config.trainer, config.model
+    masks = model.masks(tokenizer)
     samples = requested_samples(
         model.batch_schedule,
         max_steps=trainer.max_steps,
@@ -113,8 +114,9 @@ def open_data(
         consumed=consumed,
         vocabulary=Vocabulary.of(tokenizer),
         notice=notice,
+        shape=model.shape,
     )
-    return Data(config, open_run_data(model.data, request), tokenizer, topology, vocab_size, notice)
+    return Data(config, open_run_data(model.data, request), masks, topology, vocab_size, notice)
 
 
 def samples_at_end(schedule: BatchRampUp, consumed: int, steps: int) -> int:
@@ -122,15 +124,3 @@ def samples_at_end(schedule: BatchRampUp, consumed: int, steps: int) -> int:
     while steps and schedule.size_at(consumed) != schedule.global_batch_size:
         consumed, steps = consumed + schedule.size_at(consumed), steps - 1
     return consumed + steps * schedule.global_batch_size
-
-
-def masks(config: PretrainGPTConfig, tokenizer: Tokenizer) -> MaskOptions:
-    """What ends of documents do in this run."""
-    data = config.model.data
-    return MaskOptions(
-        eod=tokenizer.eod,
-        mask_loss=data.eod_mask_loss,
-        sense=config.model.compat.eod_sense,
-        reset_positions=data.reset_position_ids,
-        reset_attention=data.reset_attention_mask,
-    )

@@ -17,16 +17,17 @@ import torch
 from megalith.checkpoint.native import read_state
 from megalith.config.compose import Composed
 from megalith.engine.engine import Engine
-from megalith.engine.metrics import device_name, flops_per_token, matrix_parameters, peak
+from megalith.engine.flops import ModelFlops, model_flops
+from megalith.engine.metrics import device_name, peak
+from megalith.engine.objective import objective_of
 from megalith.errors import CheckpointError
-from megalith.models.config import ModelConfig, effective
-from megalith.models.family import understand
-from megalith.models.gpt import GPT
+from megalith.models.config import ModelConfig, effective, num_parameters
+from megalith.models.family import ARCHITECTURE, class_of, understand
 from megalith.optim.scaler import make_scaler
 from megalith.parallel.apply import build
 from megalith.parallel.memory import Recompute
 from megalith.tasks.alike import same_configuration, same_data, seen_by_all
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tasks.pretrain_data import Data, open_data
 from megalith.tasks.processes import agreed, in_turn, make_topology
 from megalith.tokenizers.base import Tokenizer
@@ -60,7 +61,7 @@ class Machine:
 class Parts:
     """Everything of a run before its loop."""
 
-    composed: Composed[PretrainGPTConfig]
+    composed: Composed[PretrainConfig]
     tokenizer: Tokenizer
     architecture: ModelConfig
     experiment: Experiment
@@ -73,15 +74,19 @@ class Parts:
     @property
     def parameters(self) -> int:
         """Of the whole model, however many processes hold it."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in GPT(self.architecture).parameters())
+        return num_parameters(self.architecture)
 
     @property
-    def config(self) -> PretrainGPTConfig:
+    def flops(self) -> ModelFlops:
+        """What the model needs for a token."""
+        return model_flops(self.architecture, self.config.model.sample)
+
+    @property
+    def config(self) -> PretrainConfig:
         return self.composed.config
 
 
-def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]) -> Parts:
+def prepare(composed: Composed[PretrainConfig], notice: Callable[[str], None]) -> Parts:
     """Everything that can go wrong before the first step, and nothing written yet but the data's index cache."""
     config = composed.config
     _settle_process(config)
@@ -95,7 +100,7 @@ def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]
     state = start.state
     if start.folder is not None:
         seen_by_all(start.folder, "exp_manager.explicit_log_dir, .exp_dir")
-        _check_same_model(start.folder, architecture, tokenizer)
+        _check_same_model(start.folder, config, architecture, tokenizer)
     consumed = int(state.get("consumed_samples", 0))
     data = in_turn(
         topology,
@@ -112,7 +117,7 @@ def prepare(composed: Composed[PretrainGPTConfig], notice: Callable[[str], None]
     return Parts(composed, tokenizer, architecture, experiment, start, machine, meter, data, engine)
 
 
-def _choose(config: PretrainGPTConfig) -> tuple[Experiment, Start]:
+def _choose(config: PretrainConfig) -> tuple[Experiment, Start]:
     """The run's folder, and what it starts from. Only one process looks at the disk."""
     experiment = choose_folder(config.exp_manager)
     start = choose_start(
@@ -125,7 +130,7 @@ def _choose(config: PretrainGPTConfig) -> tuple[Experiment, Start]:
     return experiment, start
 
 
-def _settle_process(config: PretrainGPTConfig) -> None:
+def _settle_process(config: PretrainConfig) -> None:
     trainer = config.trainer
     seed_process(config.model.seed)
     if trainer.deterministic == "warn":
@@ -136,11 +141,19 @@ def _settle_process(config: PretrainGPTConfig) -> None:
         torch.backends.cudnn.benchmark = trainer.benchmark
 
 
-def _check_same_model(folder: Path, architecture: ModelConfig, tokenizer: Tokenizer) -> None:
+def _check_same_model(
+    folder: Path, config: PretrainConfig, architecture: ModelConfig, tokenizer: Tokenizer
+) -> None:
     """The weights of a checkpoint mean something only in the model and the vocabulary that they were trained in."""
     theirs = weights_of_others(folder, architecture)
     state = read_state(folder) if theirs is None else theirs.described()
     saved = effective(understand(state, where=str(folder))[1])
+    if (family := state[ARCHITECTURE]["family"]) != config.model.family:
+        raise CheckpointError(
+            f"it holds a model of the family {family}, not {config.model.family}",
+            where=str(folder),
+            fix=f"megalith pretrain {family} goes on with it; or begin a run without it",
+        )
     now = effective(architecture)
     lines = [
         f"model.{key}: {saved[key]} in the checkpoint, {now[key]} here"
@@ -160,20 +173,11 @@ def _check_same_model(folder: Path, architecture: ModelConfig, tokenizer: Tokeni
         )
 
 
-def _machine(
-    config: PretrainGPTConfig, architecture: ModelConfig, topology: Topology
-) -> tuple[Machine, Meter]:
+def _machine(config: PretrainConfig, architecture: ModelConfig, topology: Topology) -> tuple[Machine, Meter]:
     model, steps = config.model, config.trainer.max_steps
     precision = resolve_precision(config.trainer.precision, topology.device)
-    with torch.device("meta"):
-        parameters = matrix_parameters(GPT(architecture))
-    per_token = flops_per_token(
-        matrix_parameters=parameters,
-        layers=architecture.num_layers,
-        attention_width=architecture.num_attention_heads * architecture.head_dim,
-        length=model.encoder_seq_length,
-    )
-    planned = per_token * model.encoder_seq_length * model.batch_schedule.consumed_at(steps)
+    per_token = model_flops(architecture, model.sample).per_token
+    planned = per_token * model.sample.tokens * model.batch_schedule.consumed_at(steps)
     compiled = resolve_compile(model.compile, topology.device, planned_flops=planned / topology.sizes.world)
     if topology.sizes.schedule == "zero_bubble" and str(model.compile).lower() == "auto":
         compiled = Decision(
@@ -185,7 +189,7 @@ def _machine(
     return Machine(topology, precision, compiled, allocator), meter
 
 
-def _engine(config: PretrainGPTConfig, architecture: ModelConfig, machine: Machine) -> Engine:
+def _engine(config: PretrainConfig, architecture: ModelConfig, machine: Machine) -> Engine:
     model = config.model
     recompute = Recompute.from_keys(
         model.activations_checkpoint_granularity,
@@ -194,7 +198,7 @@ def _engine(config: PretrainGPTConfig, architecture: ModelConfig, machine: Machi
     )
     precision = machine.precision.value
     stages = build(
-        GPT, architecture, machine.topology,
+        class_of(architecture), architecture, machine.topology,
         seed=model.seed, precision=precision, compile=machine.compile.on, recompute=recompute,
     )  # fmt: skip
     if model.compat.padded_logits == "trained":
@@ -212,5 +216,5 @@ def _engine(config: PretrainGPTConfig, architecture: ModelConfig, machine: Machi
         stages, machine.topology,
         optim=model.optim, schedule=config.schedule, seed=model.seed, micro_batch_size=model.micro_batch_size,
         precision=precision, clip=config.trainer.gradient_clip_val or 0.0, max_skipped=model.max_skipped,
-        loss_average=model.compat.loss_average, scaler=scaler,
+        loss_average=model.compat.loss_average, scaler=scaler, objective=objective_of(architecture),
     )  # fmt: skip

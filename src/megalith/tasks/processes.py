@@ -18,7 +18,8 @@ import torch
 
 from megalith.errors import ConfigError, MegalithError, Problem, TopologyError
 from megalith.models.config import ModelConfig
-from megalith.tasks.pretrain_config import GPTModelConfig, PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
+from megalith.tasks.pretrain_model import PretrainModelConfig
 from megalith.topology.launch import Launched, Member, environment, own_device, start
 from megalith.topology.sizes import Divisible, Sizes
 from megalith.topology.topology import Topology, started
@@ -73,15 +74,13 @@ def device_of(trainer: TrainerConfig, launched: Launched | None) -> torch.device
     return own_device(name, launched)
 
 
-def make_topology(
-    config: PretrainGPTConfig, architecture: ModelConfig, device: str | None = None
-) -> Topology:
+def make_topology(config: PretrainConfig, architecture: ModelConfig, device: str | None = None) -> Topology:
     """The topology of this process among the started ones. Errors: `ConfigError` with everything that does not fit."""
     sizes = legal_layout(config, architecture, started()[1])
     return Topology.of(sizes, device or device_of(config.trainer, environment()))
 
 
-def legal_layout(config: PretrainGPTConfig, architecture: ModelConfig, world: int) -> Sizes:
+def legal_layout(config: PretrainConfig, architecture: ModelConfig, world: int) -> Sizes:
     """The layout of `world` processes. Errors: `ConfigError` with everything that does not fit."""
     sizes = config.model.layout(world)
     numbers = config.model.numbers(architecture.padded_vocab_size, batch=True)
@@ -90,11 +89,11 @@ def legal_layout(config: PretrainGPTConfig, architecture: ModelConfig, world: in
         config, numbers, sizes
     )
     if problems:
-        raise ConfigError([located(problem) for problem in problems])
+        raise ConfigError([located(problem, type(config.model)) for problem in problems])
     return sizes
 
 
-def _ramp_problems(config: PretrainGPTConfig, numbers: Divisible, sizes: Sizes) -> list[Problem]:
+def _ramp_problems(config: PretrainConfig, numbers: Divisible, sizes: Sizes) -> list[Problem]:
     """Batches of the ramp that do not fit the layout: found now, not days into the run."""
     reached = sorted({stage.size for stage in config.model.batch_schedule.stages})
     found = {size: sizes.problems(replace(numbers, global_batch=size)) for size in reached}
@@ -107,9 +106,9 @@ def _ramp_problems(config: PretrainGPTConfig, numbers: Divisible, sizes: Sizes) 
     ]
 
 
-def located(problem: Problem) -> Problem:
+def located(problem: Problem, section: type[PretrainModelConfig]) -> Problem:
     """With the key as the user types it."""
-    known = problem.where in GPTModelConfig.model_fields
+    known = problem.where in section.model_fields
     where = {"devices × num_nodes": "trainer.devices"}.get(problem.where, problem.where)
     return replace(problem, where=f"model.{where}" if known else where)
 

@@ -18,7 +18,7 @@ from megalith.data.show import Row, show_rows
 from megalith.data.show_masked import MaskedRow, show_masked_rows
 from megalith.data.span import PrefixMasks, SpanMasks
 from megalith.errors import EXIT_SUCCESS, ConfigError, Problem
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tasks.pretrain_data import open_data, samples_at_end
 from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.load import load_tokenizer
@@ -30,7 +30,7 @@ SHOWN_ROWS = 4
 
 
 def show(
-    composed: Composed[PretrainGPTConfig],
+    composed: Composed[PretrainConfig],
     step: int,
     *,
     rows: int = SHOWN_ROWS,
@@ -122,7 +122,7 @@ def _of_row(batch: Batch, name: str, i: int) -> np.ndarray | None:
     return batch[name][i].numpy() if name in batch else None
 
 
-def _state(config: PretrainGPTConfig) -> dict:
+def _state(config: PretrainConfig) -> dict:
     """The state of the checkpoint that the run would go on from; empty for a new run."""
     return choose_start(
         choose_folder(config.exp_manager).checkpoints,

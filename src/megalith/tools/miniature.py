@@ -21,7 +21,8 @@ from megalith.models.config import ModelConfig
 from megalith.optim.config import OptimConfig, SchedConfig
 from megalith.parallel.memory import Recompute, check_recompute
 from megalith.tasks.derived import vocabulary
-from megalith.tasks.pretrain_config import GPTModelConfig, PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_model import PretrainModelConfig
 from megalith.tasks.processes import located
 from megalith.testing.parity import Case
 from megalith.topology.sizes import Sizes
@@ -98,7 +99,7 @@ def asked_sizes(config: PretrainGPTConfig) -> Sizes:
         sizes = replace(sizes, shard=among or 2, replicate=2 if among else 1)
     found += _recompute_problems(model, sizes)
     if found:
-        raise ConfigError([located(problem) for problem in found])
+        raise ConfigError([located(problem, type(model)) for problem in found])
     if sizes.world == 1:
         fix = "model.tensor_model_parallel_size=2, model.pipeline_model_parallel_size=2, or trainer.devices=2"
         raise ConfigError(
@@ -107,7 +108,7 @@ def asked_sizes(config: PretrainGPTConfig) -> Sizes:
     return sizes
 
 
-def _recompute_problems(model: GPTModelConfig, sizes: Sizes) -> list[Problem]:
+def _recompute_problems(model: PretrainModelConfig, sizes: Sizes) -> list[Problem]:
     """The rule needs no more of a topology than its sizes."""
     topology = SimpleNamespace(sizes=sizes, size=lambda axis: getattr(sizes, axis))
     try:
@@ -160,7 +161,7 @@ def _stage_layers(asked: Sizes, sizes: Sizes) -> tuple[int, ...] | None:
 # -- model -------------------------------------------------------------------------------------------------------------
 
 
-def small_model(model: GPTModelConfig, asked: Sizes, sizes: Sizes) -> ModelConfig:
+def small_model(model: PretrainModelConfig, asked: Sizes, sizes: Sizes) -> ModelConfig:
     """The architecture with a few channels: what `ModelConfig` calls choices is copied, what it calls sizes is chosen."""
     ratio = model.num_attention_heads // model.kv_heads
     ratio = ratio if ratio <= 8 else 4
@@ -207,7 +208,7 @@ def _layers(layers: int, asked: Sizes, sizes: Sizes) -> int:
     return sizes.stages * each + (layers % asked.stages > 0)
 
 
-def _head_channels(model: GPTModelConfig, least: int) -> int:
+def _head_channels(model: PretrainModelConfig, least: int) -> int:
     """Channels of a head, of which rotary angles turn a share that exists."""
     for channels in (c for c in (4, 6, 8, 12, 16, 20, 24, 32, 40) if c >= least):
         turned = int(channels * model.rotary_percentage)
@@ -216,7 +217,7 @@ def _head_channels(model: GPTModelConfig, least: int) -> int:
     return model.head_dim
 
 
-def _vocabulary(model: GPTModelConfig, tensor: int) -> int:
+def _vocabulary(model: PretrainModelConfig, tensor: int) -> int:
     """A small vocabulary whose table has rows of padding, as long as the divisor makes any and the user's table has."""
     divisor = model.make_vocab_size_divisible_by
     padded = divisor > 1 and (model.vocab_size is None or model.vocab_size % divisor > 0)
@@ -229,7 +230,7 @@ def _vocabulary(model: GPTModelConfig, tensor: int) -> int:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def _recompute(model: GPTModelConfig) -> Recompute | None:
+def _recompute(model: PretrainModelConfig) -> Recompute | None:
     return Recompute.from_keys(
         model.activations_checkpoint_granularity,
         model.activations_checkpoint_method,
@@ -237,7 +238,7 @@ def _recompute(model: GPTModelConfig) -> Recompute | None:
     )
 
 
-def small_recompute(model: GPTModelConfig, asked: Sizes, layers: int) -> Recompute | None:
+def small_recompute(model: PretrainModelConfig, asked: Sizes, layers: int) -> Recompute | None:
     """The same share of a stage's layers, and several layers in a group where it was several."""
     how = _recompute(model)
     if how is None:
@@ -259,14 +260,14 @@ def small_optim(optim: OptimConfig) -> OptimConfig:
     )
 
 
-def _reset(model: GPTModelConfig) -> Any:
+def _reset(model: PretrainModelConfig) -> Any:
     positions, documents = model.data.reset_position_ids, model.data.reset_attention_mask
     if positions and documents:
         return True
     return "positions" if positions else "documents" if documents else False
 
 
-def _compiled(model: GPTModelConfig) -> bool:
+def _compiled(model: PretrainModelConfig) -> bool:
     return str(model.compile).lower() == "true"
 
 
@@ -285,7 +286,7 @@ def changes(config: PretrainGPTConfig, asked: Sizes, case: Case, sizes: Sizes) -
             yield Change(key, str(yours), str(here))
 
 
-def _layout(model: GPTModelConfig, asked: Sizes, sizes: Sizes) -> Iterator[tuple[str, Any, Any]]:
+def _layout(model: PretrainModelConfig, asked: Sizes, sizes: Sizes) -> Iterator[tuple[str, Any, Any]]:
     yield "model.tensor_model_parallel_size", asked.tensor, sizes.tensor
     yield "model.pipeline_model_parallel_size", asked.pipeline, sizes.pipeline
     yield "model.virtual_pipeline_model_parallel_size", asked.virtual_pipeline, sizes.virtual_pipeline
@@ -300,7 +301,7 @@ def _listed(numbers: tuple[int, ...] | None) -> str:
     return "" if numbers is None else "[" + ",".join(map(str, numbers)) + "]"
 
 
-def _shapes(model: GPTModelConfig, case: Case) -> Iterator[tuple[str, Any, Any]]:
+def _shapes(model: PretrainModelConfig, case: Case) -> Iterator[tuple[str, Any, Any]]:
     small = case.model
     yield "model.num_layers", model.num_layers, small.num_layers
     yield "model.hidden_size", model.hidden_size, small.hidden_size

@@ -3,7 +3,8 @@
     {"step": 10, "consumed_samples": 80, "consumed_tokens": 5120, "train_loss": 9.1, "lr": 0.0001, "grad_norm": 2.3, …}
     {"step": 10, "consumed_samples": 80, "consumed_tokens": 5120, "val_loss": 9.0, "val_perplexity": 8103.1, …}
 
-A row's `step` counts finished steps. Losses and norms are of that step alone, never averages, so that a resumed run writes the
+A loss of several terms has them beside it: a BERT's `train_loss` is the sum of `lm loss` and `sop loss`, `val_loss` that of
+`val_lm_loss` and `val_sop_loss`. A row's `step` counts finished steps. Losses and norms are of that step alone, never averages, so that a resumed run writes the
 rows that an uninterrupted one would have written; speeds are of the steps since the row before, validating and saving left out.
 """
 
@@ -24,10 +25,12 @@ import lightning.pytorch as pl
 from megalith.engine.engine import Engine, StepResult
 from megalith.engine.fit import Report
 from megalith.engine.metrics import Peak, speed
-from megalith.training.module import MegalithModule, Validation
+from megalith.training.module import MegalithModule, Validation, reduced
 
 Row = dict[str, Any]
 FILE = "metrics.jsonl"
+TERM = " loss"
+"""Behind the name of a term of the training loss, as Megatron-LM calls it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def train_row(engine: Engine, report: Report, meter: Meter) -> Row:
     fast = speed(tokens, seconds, per_token=meter.flops_per_token, peak=meter.peak, processes=meter.processes)
     row: Row = {**_where(engine), "train_loss": last.loss}
     if len(last.terms) > 1:
-        row |= {f"train_loss_{name}": value for name, value in last.terms.items()}
+        row |= {f"{name}{TERM}": value for name, value in last.terms.items()}
     row |= {
         "lr": last.lr,
         "grad_norm": last.grad_norm,
@@ -65,8 +68,7 @@ def evaluation_row(engine: Engine, kind: str, found: Validation, seconds: float)
     """The row of a validation ("val") or a test ("test")."""
     return {
         **_where(engine),
-        f"{kind}_loss": found.loss,
-        f"{kind}_perplexity": found.perplexity,
+        **found.named(kind),
         f"{kind}_targets": found.targets,
         f"{kind}_seconds": seconds,
     }
@@ -179,7 +181,7 @@ class MetricsCallback(pl.Callback):
         if step == 1 or step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:
             report = Report(self._pending, self.watch.lap())
             self._pending = []
-            self._give(trainer, train_row(self.engine, report, self.meter))
+            self._give(trainer, train_row(self.engine, report, self.meter), reduced(pl_module.result))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training."""
@@ -206,9 +208,13 @@ class MetricsCallback(pl.Callback):
             row = evaluation_row(self.engine, kind, found, time.perf_counter() - self._began)
             self._give(trainer, row)
 
-    def _give(self, trainer: pl.Trainer, row: Row) -> None:
+    def _give(self, trainer: pl.Trainer, row: Row, nemo: Mapping[str, float] | None = None) -> None:
+        """`nemo`: the same losses under NeMo's names, for the loggers, where its users look for them."""
         for sink in self.sinks:
             sink(row)
-        numbers = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
+        found = {**row, **(nemo or {})}
+        numbers = {
+            name: float(value) for name, value in found.items() if name != "step" and value is not None
+        }
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=row["step"])

@@ -15,19 +15,41 @@ import torch
 from megalith.engine.engine import Engine, StepResult
 from megalith.engine.objective import Batch
 
+TOKENS = "lm"
+"""The term whose targets are tokens: its exponential is the perplexity."""
+
 
 @dataclass(frozen=True)
 class Validation:
-    """An exact evaluation: mean over all targets, at a step."""
+    """An exact evaluation at a step: of each term the mean over all its targets, and their sum."""
 
     step: int
-    loss: float
+    terms: dict[str, float]
     targets: int
+    """Tokens that were predicted."""
+
+    @property
+    def loss(self) -> float:
+        """What is trained: the terms together."""
+        return sum(self.terms.values())
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), capped at e²⁰ as Megatron-LM prints it."""
-        return math.exp(min(20.0, self.loss))
+        """exp of the loss of the tokens alone, capped at e²⁰ as Megatron-LM prints it."""
+        return math.exp(min(20.0, self.terms.get(TOKENS, self.loss)))
+
+    def named(self, kind: str) -> dict[str, float]:
+        """`val_loss`, `val_perplexity`, and of several terms each: `val_lm_loss`, …"""
+        found = {f"{kind}_loss": self.loss, f"{kind}_perplexity": self.perplexity}
+        parts = {f"{kind}_{name}_loss": value for name, value in self.terms.items()}
+        return {**found, **parts} if len(parts) > 1 else found
+
+
+def reduced(result: StepResult) -> dict[str, float]:
+    """A step's losses as NeMo calls them: `reduced_train_loss`, and of several terms each: `reduced_lm_train_loss`, …"""
+    parts = {f"reduced_{name}_train_loss": value for name, value in result.terms.items()}
+    whole = {"reduced_train_loss": result.loss}
+    return {**whole, **parts} if len(parts) > 1 else whole
 
 
 class MegalithModule(pl.LightningModule):
@@ -73,10 +95,10 @@ class MegalithModule(pl.LightningModule):
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         found = {name: value for name, value in logged.items() if not name.startswith(("val_", "test_"))}
         if self.result is not None:
-            found |= {"train_loss": self.result.loss, "reduced_train_loss": self.result.loss}
+            found |= {"train_loss": self.result.loss, **reduced(self.result)}
         if self.validation is not None and self.validation.step == self.engine.step:
             found |= {name: value for name, value in logged.items() if name.startswith("val_")}
-            found |= {"val_loss": self.validation.loss, "val_perplexity": self.validation.perplexity}
+            found |= self.validation.named("val")
         return found
 
     # -- validation and test: sums and counts over everything, divided once ----------------------------------------
@@ -90,7 +112,7 @@ class MegalithModule(pl.LightningModule):
         self._add(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Divide, and log `val_loss` and `val_perplexity`."""
+        """Divide, and log `val_loss`, `val_perplexity`, and the terms."""
         self.validation = self._finish()
         if self.validation is not None:
             self._log("val", self.validation)
@@ -104,7 +126,7 @@ class MegalithModule(pl.LightningModule):
         self._add(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Divide, and log `test_loss` and `test_perplexity`."""
+        """Divide, and log `test_loss`, `test_perplexity`, and the terms."""
         self.test = self._finish()
         if self.test is not None:
             self._log("test", self.test)
@@ -115,13 +137,12 @@ class MegalithModule(pl.LightningModule):
             self._totals[name] = before + value, number + count
 
     def _finish(self) -> Validation | None:
-        """The mean over all targets, of the terms together; None when there was not one target."""
+        """The means over all targets; None when there was not one target."""
         counted = {name: (value, count) for name, (value, count) in self._totals.items() if count}
         if not counted:
             return None
-        loss = sum(value / count for value, count in counted.values())
-        return Validation(self.engine.step, loss, max(count for _, count in counted.values()))
+        means = {name: value / count for name, (value, count) in counted.items()}
+        return Validation(self.engine.step, means, counted[TOKENS][1] if TOKENS in counted else 0)
 
     def _log(self, kind: str, found: Validation) -> None:
-        values = {f"{kind}_loss": found.loss, f"{kind}_perplexity": found.perplexity}
-        self.log_dict(values, logger=False, sync_dist=False)
+        self.log_dict(found.named(kind), logger=False, sync_dist=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from megalith.engine.engine import Engine
-from megalith.training.metrics import Row
+from megalith.training.metrics import TERM, Row
 
 REFRESH = 0.2
 """Seconds between redraws of the bar."""
@@ -26,7 +27,7 @@ REFRESH = 0.2
 def train_text(row: Row) -> str:
     """The measurements of a training row, for people."""
     parts = [
-        f"loss {_number(row['train_loss'], '.3f')}",
+        f"loss {_number(row['train_loss'], '.3f')}{terms_text(_terms(row, '', TERM), '.3f')}",
         f"lr {row['lr']:.1e}",
         f"norm {_number(row['grad_norm'], '.2f')}",
     ]
@@ -44,10 +45,27 @@ def evaluation_text(row: Row) -> str:
     """The line of a validation or a test."""
     kind = "val" if "val_loss" in row else "test"
     name = {"val": "validation", "test": "test"}[kind]
+    terms = terms_text(_terms(row, f"{kind}_", "_loss"), ".4f")
     return (
-        f"step {row['step']} | {name} loss {row[f'{kind}_loss']:.4f} | perplexity {row[f'{kind}_perplexity']:.2f} "
+        f"step {row['step']} | {name} loss {row[f'{kind}_loss']:.4f}{terms} | perplexity {row[f'{kind}_perplexity']:.2f} "
         f"| {row[f'{kind}_targets']:,} targets in {row[f'{kind}_seconds']:.1f} s"
     )
+
+
+def terms_text(terms: Mapping[str, float | None], spec: str) -> str:
+    """` (lm 6.812, sop 0.693)` behind a loss; nothing where it is one term."""
+    if len(terms) < 2:
+        return ""
+    return f" ({', '.join(f'{name} {_number(value, spec)}' for name, value in terms.items())})"
+
+
+def _terms(row: Row, before: str, behind: str) -> dict[str, float | None]:
+    """The row's terms, by what stands between `before` and `behind` in its keys."""
+    return {
+        key.removeprefix(before).removesuffix(behind): value
+        for key, value in row.items()
+        if key.startswith(before) and key.endswith(behind) and len(key) > len(before + behind)
+    }
 
 
 def thousands(value: float) -> str:

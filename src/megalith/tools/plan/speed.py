@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megalith.engine.metrics import flops_per_token
+from megalith.engine.flops import flops_per_token, matrix_parameters
 from megalith.models.config import ModelConfig
 from megalith.parallel.memory import Recompute
-from megalith.tasks.derived import matrix_parameters
 from megalith.tools.plan.devices import Device
 from megalith.tools.plan.published import RUNS, calibrate
 from megalith.topology.sizes import AXES, Sizes
