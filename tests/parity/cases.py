@@ -68,16 +68,9 @@ CASES = {
     "bf16": Case(model(hidden_dropout=0.0), precision="bf16-mixed"),
 }
 
-T5 = {
-    "position_embedding_type": "relative",
-    "normalization": "rmsnorm",
-    "bias": False,
-    "activation": "geglu",
-    "output_bias": False,
-    "share_embeddings_and_output_weights": False,
-}
-"""T5 1.1's."""
-
+T5 = {"position_embedding_type": "relative", "normalization": "rmsnorm", "bias": False, "output_bias": False}
+"""T5 1.0's; with the rest, 1.1's."""
+GATED = {**T5, "activation": "geglu", "share_embeddings_and_output_weights": False}
 BART = {
     "transformer_block_type": "post_ln",
     "share_position_embeddings": False,
@@ -85,18 +78,36 @@ BART = {
     "decoder_ffn_hidden_size": 40,
 }
 
-FAMILIES = {
-    "bert": Case(bert(8)),
-    "bert original": Case(
+
+def few(config: ModelConfig, **how: Any) -> Case:
+    """Four micro-batches of two rows."""
+    return Case(config, micro_batches=4, **how)
+
+
+CASES |= {
+    "bert": few(bert()),
+    "bert original": few(
         bert(
             transformer_block_type="post_ln", share_embeddings_and_output_weights=False, attention_dropout=0.1
         )
     ),
-    "bert without order": Case(bert(bert_binary_head=False, num_tokentypes=3, num_query_groups=2)),
-    "t5": Case(encoder_decoder(), micro_batches=4),
-    "t5 1.1": Case(encoder_decoder(**T5), micro_batches=4),
-    "bart": Case(encoder_decoder(**BART, attention_dropout=0.1), micro_batches=4),
+    "bert without order": few(bert(2, bert_binary_head=False, num_tokentypes=3, num_query_groups=2)),
+    "bert recomputed": few(bert(2), recompute=Recompute("full", "uniform", 1)),
+    "bert compiled": few(bert(), compile=True),
+    "bert frozen": few(bert(2), frozen=(r"^(?!.*(norm_mlp|blocks\.1|pooler)).*",)),
+    "bert micro-batch means": few(bert(2), loss_average="micro_batches"),
+    "bert fp32": few(bert(2), precision="32"),
+    "bert bf16": few(bert(2, hidden_dropout=0.0), precision="bf16-mixed"),
+    "t5": few(encoder_decoder()),
+    "t5 1.0": few(encoder_decoder(**T5, scale_decoder_output=True)),
+    "t5 1.1": few(encoder_decoder(**GATED)),
+    "bart": few(encoder_decoder(**BART, attention_dropout=0.1)),
+    "bart selective": few(encoder_decoder(**BART, attention_core="eager"), recompute=Recompute("selective")),
+    "t5 recomputed": few(encoder_decoder(), recompute=Recompute("full", "block", 1)),
+    "t5 compiled": few(encoder_decoder(), compile=True),
+    "t5 frozen": few(encoder_decoder(**GATED), frozen=(r"^encoder\..*",)),
+    "t5 fp32": few(encoder_decoder(**GATED), precision="32"),
+    "t5 bf16": few(encoder_decoder(hidden_dropout=0.0), precision="bf16-mixed"),
 }
-CASES |= FAMILIES
 
 UNEVEN = Sizes(pipeline=2, layers=(4, 1))

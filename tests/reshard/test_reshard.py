@@ -16,7 +16,7 @@ from megalith.checkpoint.manifest import read_manifest, verify
 from megalith.checkpoint.native import read_state, read_tensors
 from megalith.testing.parity import Case, layouts
 from megalith.topology.sizes import Sizes
-from tests.parity.cases import LLAMA, model
+from tests.parity.cases import GATED, LLAMA, bert, encoder_decoder, model
 from tests.reshard.ranks import Leg, bits, go, load_and_compare, on, save_and_compare
 
 ONE = Sizes()
@@ -36,11 +36,24 @@ UNTIED_RING = [
 ]
 RELATIVE_RING = ["pp2-interleaved×shard_all2", "tp4", "pp2", "cp2×pp2", "one", "pp2-interleaved×shard_all2"]
 FROZEN_RING = ["shard_all2", "cp2-zero3", "pp2-interleaved×shard_all2", "tp2+sp", "one", "shard_all2"]
+BERT_RING = [
+    "tp2+sp×pp2",
+    "cp2×tp2+sp",
+    "shard_all2",
+    "one",
+    "pp2-interleaved",
+    "cp2×shard_all2",
+    "tp2+sp×pp2",
+]
+ENCODER_DECODER_RING = ["tp2+sp", "cp2×shard_all2", "one", "cp4", "shard_all2", "tp2+sp"]
+"""Without a pipeline."""
 CASES = {
     "tied": (Case(model()), RING),
     "untied, grouped": (Case(model(**LLAMA, num_attention_heads=4), micro_batch=1), UNTIED_RING),
     "relative bias on every stage": (Case(model(position_embedding_type="relative")), RELATIVE_RING),
     "frozen": (Case(model(), frozen=(r"^(?!.*(norm_mlp|blocks\.7)).*",)), FROZEN_RING),
+    "bert": (Case(bert(), micro_batches=4), BERT_RING),
+    "encoder-decoder": (Case(encoder_decoder(**GATED), micro_batches=4), ENCODER_DECODER_RING),
 }
 
 

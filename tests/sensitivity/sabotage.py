@@ -17,7 +17,10 @@ from megalith.engine import batch as batches
 from megalith.engine import engine as engines
 from megalith.engine.engine import Engine
 from megalith.engine.step import Forward
+from megalith.models.heads import Pooler
+from megalith.nn.attention import CrossAttention
 from megalith.nn.dropout import Dropout, ProbabilityDropout
+from megalith.nn.visibility import Lookaround
 from megalith.parallel import apply, context, data, layers, tensor
 from megalith.parallel.pipeline import Pipeline
 from megalith.testing.parity import Case, Difference, compare_rank
@@ -260,6 +263,110 @@ def counted_on_context_ranks(patch: Patch) -> None:
         return {name: number * topology.size("context") for name, number in count(local, topology).items()}
 
     patch.setattr(batches, "global_counts", again)
+
+
+# -- BERT's heads, and what encoders see ------------------------------------------------------------------------------
+
+
+@sabotage
+def pooled_gradients(patch: Patch) -> None:
+    """Every tensor rank has all of the pooler's gradient; added up nevertheless."""
+    share = tensor._share_sequence
+
+    def and_sum(module: Any, shares: Any) -> None:
+        share(module, shares)
+        if isinstance(module, Pooler):
+            tensor._partial(module.dense, "weight", "bias")
+
+    patch.setattr(tensor, "_share_sequence", and_sum)
+
+
+@sabotage
+def pooled_position(patch: Patch) -> None:
+    """Every tensor rank pools the first position of its own part."""
+    patch.setattr(layers.SequencePooler, "first", Pooler.first)
+
+
+@sabotage
+def order_of_targets(patch: Patch) -> None:
+    """Targets stay as the text has them, while the ranks' rows stand behind each other."""
+    counted = layers.SequenceMaskedHead.counted
+
+    def as_in_the_text(self: Any, hidden: torch.Tensor, targets: torch.Tensor) -> Any:
+        rows, wanted = counted(self, hidden, targets)
+        here = targets[targets >= 0]
+        return rows, torch.cat((here, wanted.new_full((wanted.shape[1] - len(here),), -1)))[None]
+
+    patch.setattr(layers.SequenceMaskedHead, "counted", as_in_the_text)
+
+
+@sabotage
+def order_on_all_ranks(patch: Patch) -> None:
+    """Every context rank guesses the order of the halves from the first position that it has."""
+    patch.setattr(context, "OF_THE_FIRST_POSITION", ())
+
+
+@sabotage
+def types_of_tokens(patch: Patch) -> None:
+    """Every context rank takes the token types of the beginning."""
+    part = context._part
+
+    def from_zero(name: str, whole: torch.Tensor, chunks: Any) -> torch.Tensor:
+        here = part(name, whole, chunks)
+        return whole[:, : here.shape[1]].contiguous() if name == "types" else here
+
+    patch.setattr(context, "_part", from_zero)
+
+
+@sabotage
+def places_of_encoder_tokens(patch: Patch) -> None:
+    """Every context rank believes the encoder's part to be the beginning."""
+    patch.setattr(context, "PLACES", {"tokens": "positions"})
+
+
+class OwnKeys(context.ContextCore):
+    """Repeats this rank's keys in place of the others'."""
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(collectives, "gather", own_repeated)
+            return super().forward(*arguments)
+
+
+@sabotage
+def keys_across(patch: Patch) -> None:
+    """A decoder looks at what its own rank has of the encoder's output."""
+    share = apply.share_context
+
+    def alone(stage: Any, topology: Topology) -> None:
+        share(stage, topology)
+        for module in stage.modules():
+            if isinstance(module, CrossAttention) and isinstance(module.core, context.ContextCore):
+                module.core.__class__ = OwnKeys
+
+    patch.setattr(apply, "share_context", alone)
+
+
+@sabotage
+def padding(patch: Patch) -> None:
+    """Chunks look at all keys, those of the padding too."""
+    look = context.ContextLookaround.forward
+
+    def at_all(self: Any, *shape: Any, **options: Any) -> Any:
+        return look(self, *shape, **{**options, "lengths": None})
+
+    patch.setattr(context.ContextLookaround, "forward", at_all)
+
+
+@sabotage
+def places_around(patch: Patch) -> None:
+    """Every chunk takes the relative bias of the first."""
+    look = Lookaround.forward
+
+    def from_zero(self: Any, *shape: Any, first: int = 0, **options: Any) -> Any:
+        return look(self, *shape, **options)
+
+    patch.setattr(Lookaround, "forward", from_zero)
 
 
 @sabotage

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from megalith.testing.parity import TOLERANCE, Difference
 from megalith.topology.sizes import Sizes
 
-PARTS_OF_A_SEQUENCE = re.compile(r"norm|(attention\.out|mlp\.down)\.bias$|^position_embedding")
+PARTS_OF_A_SEQUENCE = re.compile(
+    r"norm|(attention\.out|cross\.out|mlp\.down)\.bias$|^(\w+\.)?(position|type)_embedding|^lm_head"
+)
 """Parameters that every tensor rank holds whole and applies to its own part of the sequence."""
+OF_THE_FIRST_POSITION = re.compile(r"^(pooler|binary_head)\.")
+"""Parameters that see the first position alone, which one part of the sequence has."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ def diagnose(differences: Sequence[Difference], sizes: Sizes, tolerance: float =
     if first["initial"]:
         return Cause("initial", "the initial weights of a rank are not its slice of the whole model's")
     if first["evaluation"]:
+        if first["loss"] and all(
+            re.match(r"evaluation sop|loss (sop|loss) 0", name) for name in _early(names)
+        ):
+            return _FIRST_POSITION
         return _forward(sizes) if first["loss"] else _EVALUATION
     if first["loss"] or first["gradients"]:
         return _gradients(differences, differing, sizes, loss=first["loss"])
@@ -70,6 +78,18 @@ def diagnose(differences: Sequence[Difference], sizes: Sizes, tolerance: float =
 _EVALUATION = Cause("evaluation", "the sum over ranks at the end of an evaluation; training agrees")
 
 
+_FIRST_POSITION = Cause(
+    "first position",
+    "what is guessed from the first position, which one part of the sequence has: pooled by the tensor ranks from their own "
+    "parts, counted on several context ranks, or its gradients added up though every tensor rank has all of them",
+)
+
+
+def _early(names: set[str]) -> list[str]:
+    """Those of evaluations before the training, and of its first loss."""
+    return [name for name in names if re.fullmatch(r"evaluation .* before|loss .* 0", name)]
+
+
 def _forward(sizes: Sizes) -> Cause:
     parts = []
     if sizes.tensor > 1:
@@ -78,7 +98,8 @@ def _forward(sizes: Sizes) -> Cause:
         )
     if sizes.context > 1:
         parts.append(
-            "the keys and values gathered over the context ranks, their order, and which tokens a rank has"
+            "the keys and values gathered over the context ranks (a decoder's of its encoder, too), their order, their "
+            "padding, and which tokens, types and places a rank has"
         )
     if sizes.pipeline > 1:
         parts.append("which layers a stage has, and what passes between stages")
@@ -110,9 +131,11 @@ def _gradients(
         return Cause(
             "tied", "the tied token table: the first and the last stage do not add up their gradients"
         )
-    if all(name.startswith("relative_bias") for name in names):
+    if all("relative_bias." in name for name in names):
         text = "the relative bias: its gradient is not summed over the stages that share it, or over the data and context ranks"
         return Cause("relative bias", text)
+    if all(OF_THE_FIRST_POSITION.search(name) for name in names):
+        return _FIRST_POSITION
     if sizes.tensor > 1 and all(PARTS_OF_A_SEQUENCE.search(name) for name in names):
         text = "sequence parallelism: gradients of what sees a part of the sequence are not summed over the tensor ranks"
         return Cause("sequence", text)
