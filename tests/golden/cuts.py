@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tests.golden.sides import Sides
 from tests.golden.whole import Tensors, Whole
 
 
@@ -26,7 +27,9 @@ def padded_table(table: torch.Tensor, tp: int) -> torch.Tensor:
     return torch.cat([table, garbage.to(table.dtype)])
 
 
-def query_key_value(whole: Whole, layer: Tensors, kind: str, version: float, tp: int, r: int) -> torch.Tensor:
+def query_key_value(
+    whole: Whole | Sides, layer: Tensors, kind: str, version: float, tp: int, r: int
+) -> torch.Tensor:
     """Rank r's fused query-key-value `kind` (weight or bias), its rows in the order of that checkpoint_version.
 
     0: [3, heads, head dim]; 1: [heads, head dim, 3]; 2 and 3: [group, its queries then key then value, head dim].
@@ -55,6 +58,26 @@ def query_key_value(whole: Whole, layer: Tensors, kind: str, version: float, tp:
             for number in range(group * per_group, (group + 1) * per_group):
                 out += [head(q, number)]
             out += [head(k, group), head(v, group)]
+    return torch.cat(out)
+
+
+def key_value(whole: Sides, layer: Tensors, kind: str, version: float, tp: int, r: int) -> torch.Tensor:
+    """Rank r's fused key-value of a decoder's look at the encoder: 0: [2, heads, dim]; 1: [heads, dim, 2]; 2, 3: [heads, 2, dim]."""
+    k, v = layer[f"cross_k.{kind}"], layer[f"cross_v.{kind}"]
+    dim, out = len(k) // whole.heads, []
+    mine = range(r * whole.heads // tp, (r + 1) * whole.heads // tp)
+    if version == 0:
+        for tensor in (k, v):
+            for head in mine:
+                out += [tensor[head * dim : (head + 1) * dim]]
+    elif version == 1:
+        for head in mine:
+            for channel in range(dim):
+                at = head * dim + channel
+                out += [k[at : at + 1], v[at : at + 1]]
+    else:
+        for head in mine:
+            out += [k[head * dim : (head + 1) * dim], v[head * dim : (head + 1) * dim]]
     return torch.cat(out)
 
 

@@ -261,7 +261,7 @@ def _family(facts: Facts, seen: Seen) -> None:
             "openai_gelu" if not exact else "Megatron's code",
         )
     if seen.family == "t5":
-        facts.put("output_bias", True, "the tensors' names")
+        facts.put("output_bias", seen.output_bias, "the tensors' names")
         if seen.decoder_ffn != seen.ffn:
             facts.put("decoder_ffn_hidden_size", seen.decoder_ffn, "the tensors' shapes")
 

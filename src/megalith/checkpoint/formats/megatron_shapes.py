@@ -32,6 +32,7 @@ class Seen:
     binary: bool = False
     decoder_layers: int = 0
     decoder_ffn: int = 0
+    output_bias: bool = False
 
     def sizes(self) -> dict[str, int]:
         """The fields of a `ModelConfig` that are seen for certain."""
@@ -111,6 +112,7 @@ def see(table: Table, parts: Mapping[str, Parts], *, where: str) -> Seen:
         binary=family == "bert" and has("binary_head", "weight"),
         decoder_layers=layers.get("decoder", 0) if family == "t5" else 0,
         decoder_ffn=size("decoder.mlp.down", 1) if family == "t5" else 0,
+        output_bias="output_bias" in roles and has("output_bias", "bias"),
     )
 
 

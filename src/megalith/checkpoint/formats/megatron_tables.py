@@ -134,8 +134,8 @@ def core(family: str = "gpt", *, split: bool = False) -> Table:
         ),
         aliases=(
             (r"^(module|model)\.", ""),
+            *(((r"^output_layer\.", "lm_head.output_layer."),) if family == "t5" else ()),
             (r"\.self_attention\.linear_qkv\.layer_norm_(weight|bias)$", r".input_layernorm.\1"),
-            (r"\.cross_attention\.linear_q\.layer_norm_(weight|bias)$", r".pre_cross_attn_layernorm.\1"),
             (r"\.mlp\.linear_fc1\.layer_norm_(weight|bias)$", r".pre_mlp_layernorm.\1"),
         ),
         ignored=(r"_extra_state", r"rotary_pos_emb\.inv_freq$"),
