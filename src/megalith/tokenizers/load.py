@@ -23,6 +23,7 @@ from megalith.tokenizers.definition import (
     vocabulary,
     with_special_tokens,
 )
+from megalith.tokenizers.folders import tokenizer_of_folder
 from megalith.tokenizers.names import (
     GPT2_BPE,
     GPT_SENTENCE_PIECE,
@@ -196,6 +197,10 @@ def _load_folder(folder: Path, overrides: Mapping[str, str], extra_ids: int) -> 
         vocab_file, merge_file = folder / "vocab.json", folder / "merges.txt"
         if vocab_file.is_file() and merge_file.is_file():
             return _with_sentinels(gpt2_tokenizer(vocab_file, merge_file, overrides), extra_ids)
+        settings, roles = _notes(folder / "tokenizer_config.json") or {}, _hugging_face_roles(folder)
+        alone = tokenizer_of_folder(folder, settings, {**roles, **overrides})
+        if alone is not None:
+            return _with_sentinels(alone, extra_ids) if isinstance(alone, DefinedTokenizer) else alone
         raise DataError(
             "a folder without tokenizer.json",
             where=str(folder),

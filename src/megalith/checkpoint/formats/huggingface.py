@@ -25,6 +25,7 @@ from megalith.checkpoint.pickles.reader import open_pickle
 from megalith.checkpoint.tensor_files import open_tensors
 from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig
+from megalith.tokenizers.folders import VOCABULARIES
 
 CONFIG = "config.json"
 WEIGHTS = (
@@ -50,7 +51,6 @@ def open_folder(path: Path) -> Foreign:
     values = read_json(path / CONFIG)
     tensors = {name: (lazy,) for name, lazy in _weights(path) if not _adds_nothing(name, lazy)}
     kind, config, notices = read_config(values, where=str(path / CONFIG), stored=tensors)
-    tokenizer, said = find_tokenizer(path)
     foreign = Foreign(
         kind="huggingface",
         path=path,
@@ -58,7 +58,7 @@ def open_folder(path: Path) -> Foreign:
         config=config,
         table=TABLES[kind],
         parts=tensors,
-        tokenizer=tokenizer,
+        tokenizer=find_tokenizer(path),
         provenance={
             "format": "huggingface",
             "model_type": kind,
@@ -67,7 +67,7 @@ def open_folder(path: Path) -> Foreign:
             "sizes": CONFIG,
             "vocabulary": f"{config.vocab_size} by {CONFIG}",
         },
-        notices=(*notices, *_left_out(TABLES[kind], tensors, config), *said),
+        notices=(*notices, *_left_out(TABLES[kind], tensors, config)),
     )
     return with_heads(foreign)
 
@@ -91,18 +91,11 @@ def _left_out(table: Table, tensors: Mapping[str, Any], config: ModelConfig) -> 
     )
 
 
-def find_tokenizer(folder: Path) -> tuple[Path | None, tuple[str, ...]]:
-    """A folder's own tokenizer, and what to say where it is of a kind that cannot be read."""
-    if (folder / "tokenizer.json").is_file():
-        return folder, ()
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return folder, ()
-    if (folder / "tokenizer.model").is_file():
-        return None, (
-            "its tokenizer is a tokenizer.model alone, to which transformers adds what that file does not say: the weights "
-            "load without it (a tokenizer.json beside it, or --tokenizer, is taken)",
-        )
-    return None, ()
+def find_tokenizer(folder: Path) -> Path | None:
+    """The folder, where it holds a tokenizer of its own."""
+    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    alone = any((folder / name).is_file() for name in ("tokenizer.json", *VOCABULARIES))
+    return folder if pair or alone else None
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, Lazy]]:

@@ -25,6 +25,7 @@ from megalith.checkpoint.pickles.stub import Stub
 from megalith.errors import CheckpointError, MegalithError
 from megalith.models.config import ModelConfig
 from megalith.models.family import FAMILIES
+from megalith.tokenizers.bpe import ROLES_FILE
 from megalith.tokenizers.load import load_tokenizer
 
 
@@ -51,7 +52,7 @@ def understand_files(path: Path, read: Read, told: Told) -> Foreign:
     table = _table(read, version)
     seen = see(table, read.tensors, where=where)
     settle(facts, seen, where=where)
-    tokenizer, notices = _find_tokenizer(path, read, told)
+    tokenizer = _find_tokenizer(path, read, told, facts, seen.family)
     vocabulary, source = _vocabulary(seen, facts, told, tokenizer)
     if vocabulary > seen.rows:
         what = f"{source} has {vocabulary} tokens, its table {seen.rows} rows"
@@ -77,7 +78,7 @@ def understand_files(path: Path, read: Read, told: Told) -> Foreign:
             "origins": facts.origins,
             "args": {name: value for name, value in args.items() if _is_plain(value)},
         },
-        notices=(*notices, *said),
+        notices=said,
     )
     return with_heads(foreign)
 
@@ -134,15 +135,23 @@ def _table(read: Read, version: int) -> Table:
     return core(family, split=any(name.endswith(".linear_fc1.weight_w") for name in read.tensors))
 
 
-def _find_tokenizer(path: Path, read: Read, told: Told) -> tuple[Path | None, tuple[str, ...]]:
+def _find_tokenizer(path: Path, read: Read, told: Told, facts: Facts, family: str) -> Path | None:
     if told.tokenizer is not None or read.tokenizer is not None:
-        return told.tokenizer or read.tokenizer, ()
+        return told.tokenizer or read.tokenizer
     folder = path if path.is_dir() else path.parent
     for place in (folder, folder.parent):
-        found, notices = find_tokenizer(place)
-        if found is not None or notices:
-            return found, notices
-    return None, ()
+        if find_tokenizer(place) is not None and _is_all_of_it(place, facts, family):
+            return place
+    return None
+
+
+def _is_all_of_it(folder: Path, facts: Facts, family: str) -> bool:
+    """Does a folder say all tokens? Megatron adds some to a bare vocabulary: BERT needs none of them, and some types get none."""
+    if any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt", ROLES_FILE)):
+        return True
+    if (folder / "vocab.txt").is_file():
+        return family == "bert"
+    return facts.said.get("tokenizer_type") in (None, "Llama2Tokenizer", "GPTSentencePieceTokenizer")
 
 
 def _vocabulary(seen: Seen, facts: Facts, told: Told, tokenizer: Path | None) -> tuple[int, str]:
