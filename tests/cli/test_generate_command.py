@@ -88,7 +88,7 @@ def test_bad_lines_are_named_and_nothing_is_written(generate, tmp_path):
     source.write_bytes(b"the cat\n" + b"b" * 90 + b"\n")
     code, _, err = generate("--input-file", source, "--output-file", target)
     assert code == 2
-    assert "line 2: 90 tokens" in err
+    assert "line 2: the prompt has 90 tokens" in err
     assert not target.exists()
 
 

@@ -70,8 +70,8 @@ def test_lines_without_room_are_named(tmp_path):
     check_prompts(loaded, ["short", "", "b" * 11], "p.txt")
     with pytest.raises(DataError) as error:
         check_prompts(loaded, ["short", "b" * 12, "", "b" * 30], "p.txt")
-    assert "line 2: 12 tokens, the model reads fewer than 12" in str(error.value)
-    assert "line 4: 30 tokens" in str(error.value)
+    assert "line 2: the prompt has 12 tokens, the model reads 12 at most" in str(error.value)
+    assert "line 4: the prompt has 30 tokens" in str(error.value)
     assert "line 3" not in str(error.value)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from megalith.cli.groups import grouped
 from megalith.cli.options import (
     BatchSize,
     Checkpoint,
@@ -20,194 +22,269 @@ from megalith.cli.options import (
 from megalith.cli.reading import Keys, begin, load, progress, reading
 
 if TYPE_CHECKING:
-    from megalith.generate.jobs import Options
+    from megalith.generate.jobs import Answer, Options
     from megalith.generate.loading import Loaded
     from megalith.generate.sampling import Sampling
-    from megalith.generate.text import Completion
-
-Prompt = Annotated[str | None, typer.Option(help="text to continue")]
-InputFile = Annotated[
-    str | None,
-    typer.Option(
-        "--input-file",
-        "--sample-input-file",
-        help="prompts, one a line; .jsonl: strings, or objects with a prompt; - is stdin",
-    ),
-]
-OutputFile = Annotated[
-    str | None,
-    typer.Option(
-        "--output-file",
-        "--sample-output-file",
-        help="one JSON object a prompt, in order; - (default for --input-file) is stdout",
-    ),
-]
-NumSamples = Annotated[
-    int, typer.Option(min=0, help="so many unconditional texts, all different; with --prompt, of that prompt")
-]
-GenFile = Annotated[
-    str | None,
-    typer.Option(help="JSON lines of the unconditional texts: text, length, finished; default: stdout"),
-]
-Interactive = Annotated[
-    bool, typer.Option("--interactive", help="ask for prompts; Ctrl-C ends a text, Ctrl-D leaves")
-]
-MaxTokens = Annotated[int, typer.Option("--tokens-to-generate", "--out-seq-length", help="at most")]
-MinTokens = Annotated[int, typer.Option(help="no end of document before")]
-Temperature = Annotated[float | None, typer.Option(help="below 1 sharper, above 1 flatter; 0 is greedy")]
-TopK = Annotated[int | None, typer.Option("--top-k", "--top_k", help="draw from the k most probable tokens")]
-TopP = Annotated[
-    float | None, typer.Option("--top-p", "--top_p", help="draw from the smallest set with this probability")
-]
-Penalty = Annotated[float, typer.Option(help="above 1 discourages tokens already there")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="always the most probable token")]
-Stop = Annotated[list[str] | None, typer.Option(help="end before this text; may be given again")]
-Seed = Annotated[int, typer.Option(help="of the draws")]
-LogProbs = Annotated[bool, typer.Option("--logprobs", help="the log-probability of each token too")]
-Recompute = Annotated[bool, typer.Option("--recompute", help="without the key-value cache")]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be answered, and where to."""
+
+    prompt: Annotated[
+        str | None, typer.Option(help="text to continue, or with <mask> where something is missing")
+    ] = None
+    input_file: Annotated[
+        str | None,
+        typer.Option(
+            "--input-file",
+            "--sample-input-file",
+            help="prompts, one a line; .jsonl: strings, or objects with a prompt; - is stdin",
+        ),
+    ] = None
+    output_file: Annotated[
+        str | None,
+        typer.Option(
+            "--output-file",
+            "--sample-output-file",
+            help="one JSON object a prompt, in order; - (default for --input-file) is stdout",
+        ),
+    ] = None
+    num_samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="so many unconditional texts, all different; with --prompt, of that prompt; with --beams, the best",
+        ),
+    ] = 0
+    genfile: Annotated[
+        str | None,
+        typer.Option(help="JSON lines of the unconditional texts: text, length, finished; default: stdout"),
+    ] = None
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="ask for prompts; Ctrl-C ends a text, Ctrl-D leaves")
+    ] = False
+
+    @property
+    def streams(self) -> bool:
+        """Is an answer shown while it is made?"""
+        return self.interactive or (self.prompt is not None and self.output_file is None)
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Which token comes next."""
+
+    tokens_to_generate: Annotated[
+        int, typer.Option("--tokens-to-generate", "--out-seq-length", help="at most")
+    ] = 64
+    min_tokens_to_generate: Annotated[int, typer.Option(help="no end of document before")] = 0
+    temperature: Annotated[
+        float | None, typer.Option(help="below 1 sharper, above 1 flatter; 0 is greedy")
+    ] = None
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", "--top_k", help="draw from the k most probable tokens; a BERT shows so many"),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", "--top_p", help="draw from the smallest set with this probability"),
+    ] = None
+    repetition_penalty: Annotated[float, typer.Option(help="above 1 discourages tokens already there")] = 1.0
+    no_repeat_ngram: Annotated[
+        int,
+        typer.Option(
+            "--no-repeat-ngram", "--no-repeat-ngram-size", help="no row of so many tokens comes twice"
+        ),
+    ] = 0
+    greedy: Annotated[bool, typer.Option("--greedy", help="always the most probable token")] = False
+    beams: Annotated[
+        int, typer.Option("--beams", "--num-beams", help="search with so many beginnings side by side")
+    ] = 1
+    length_penalty: Annotated[
+        float, typer.Option(help="of a search: above 0 longer texts are better, below 0 shorter ones")
+    ] = 1.0
+    early_stopping: Annotated[
+        str, typer.Option(help="when a search ends: no (when nothing better is likely), yes (at once), never")
+    ] = "no"
+    stop: Annotated[list[str] | None, typer.Option(help="end before this text; may be given again")] = None
+    seed: Annotated[int, typer.Option(help="of the draws")] = 1234
+
+    def sampling(self, num_samples: int) -> Sampling:
+        """Errors: `ConfigError` for what cannot be."""
+        from megalith.generate.sampling import Sampling
+
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Sampling(**{**given, "stop": tuple(self.stop or ())}, num_samples=max(num_samples, 1))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read, and how."""
+
+    batch_size: BatchSize = 8
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="the log-probability of each token too")] = (
+        False
+    )
+    recompute: Annotated[bool, typer.Option("--recompute", help="without the key-value cache")] = False
+    bos: Annotated[
+        bool | None,
+        typer.Option(
+            "--bos/--no-bos",
+            help="begin a GPT's prompt with [BOS], or never; default: as its tokenizer says, and its training here did",
+            show_default=False,
+        ),
+    ] = None
+    tokenizer: TokenizerPath = None
+    config_file: ConfigFile = None
+    device: Device = "auto"
+    precision: PrecisionName = "auto"
+
+
+@grouped
 def generate(
-    checkpoint: Checkpoint,
-    prompt: Prompt = None,
-    input_file: InputFile = None,
-    output_file: OutputFile = None,
-    num_samples: NumSamples = 0,
-    genfile: GenFile = None,
-    interactive: Interactive = False,
-    tokens_to_generate: MaxTokens = 64,
-    min_tokens_to_generate: MinTokens = 0,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    repetition_penalty: Penalty = 1.0,
-    greedy: Greedy = False,
-    stop: Stop = None,
-    seed: Seed = 1234,
-    logprobs: LogProbs = False,
-    recompute: Recompute = False,
-    batch_size: BatchSize = 8,
-    tokenizer: TokenizerPath = None,
-    config_file: ConfigFile = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    keys: Keys = None,
+    checkpoint: Checkpoint, wanted: Wanted, choosing: Choosing, source: Source, keys: Keys = None
 ) -> None:
     """Continue a prompt, a file of prompts, or nothing (unconditional texts). Tokens are drawn when temperature,
     top-k above 1, top-p or more than one sample is asked for; otherwise each is the most probable one.
+    A T5 or BART writes an answer to a prompt, whose blanks (<mask>, <extra_id_0>) it fills; a BERT guesses them.
 
     Example: megalith generate --checkpoint quickstart/run --prompt "Return a list of" --temperature 0.7
     """
     from megalith.generate.jobs import Options
-    from megalith.generate.sampling import Sampling
 
-    check_mode(
-        prompt, input_file, num_samples, interactive=interactive, output_file=output_file, genfile=genfile
-    )
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        tokens_to_generate=tokens_to_generate,
-        min_tokens_to_generate=min_tokens_to_generate,
-        stop=tuple(stop or ()),
-        seed=seed,
-        greedy=greedy,
-        num_samples=max(num_samples, 1),
-    )
-    streams = interactive or (prompt is not None and output_file is None)
-    layout = begin(keys, device=device, precision=precision, copies="a text that streams" if streams else "")
-    options = Options(batch_size, recompute, logprobs)
-    with reading(layout, patient=interactive) as crew:
-        loaded = load(checkpoint, layout, crew, tokenizer=tokenizer, config_file=config_file)
-        if interactive:
+    check_mode(wanted)
+    sampling = choosing.sampling(wanted.num_samples)
+    copies = "a text that streams" if wanted.streams else ""
+    layout = begin(keys, device=source.device, precision=source.precision, copies=copies)
+    options = Options(source.batch_size, source.recompute, source.logprobs)
+    with reading(layout, patient=wanted.interactive) as crew:
+        loaded = load(
+            checkpoint,
+            layout,
+            crew,
+            tokenizer=source.tokenizer,
+            config_file=source.config_file,
+            families=None,
+        )
+        loaded = replace(loaded, bos=source.bos)
+        check_family(loaded, sampling, options)
+        if wanted.interactive:
             talk(loaded, sampling, options)
-        elif input_file is not None:
-            continue_file(loaded, sampling, options, input_file, output=output_file or "-")
-        elif prompt is not None:
-            answer(loaded, sampling, options, prompt, output=output_file)
+        elif wanted.input_file is not None:
+            answer_file(loaded, sampling, options, wanted.input_file, output=wanted.output_file or "-")
+        elif wanted.prompt is not None:
+            answer_prompt(loaded, sampling, options, wanted.prompt, output=wanted.output_file)
         else:
-            sample(loaded, sampling, options, genfile or "-")
+            sample(loaded, sampling, options, wanted.genfile or "-")
 
 
-def check_mode(
-    prompt: str | None,
-    input_file: str | None,
-    num_samples: int,
-    *,
-    interactive: bool,
-    output_file: str | None,
-    genfile: str | None,
-) -> None:
+def check_mode(wanted: Wanted) -> None:
     """Errors: `ConfigError` unless the flags say one thing to do."""
     from megalith.errors import ConfigError, Problem
 
-    asked = {"--prompt": prompt is not None, "--input-file": input_file is not None}
-    asked["--interactive"] = interactive
+    asked = {"--prompt": wanted.prompt is not None, "--input-file": wanted.input_file is not None}
+    asked["--interactive"] = wanted.interactive
     named = [name for name, given in asked.items() if given]
     problems = []
     if len(named) > 1:
         problems.append(Problem(", ".join(named), "each is a thing of its own to do", "keep one"))
-    if not named and not num_samples:
+    if not named and not wanted.num_samples:
         fix = "give --prompt TEXT, --input-file FILE, --num-samples N or --interactive"
         problems.append(Problem("generate", "nothing to continue", fix))
-    if num_samples and (asked["--input-file"] or interactive):
+    if wanted.num_samples and (asked["--input-file"] or wanted.interactive):
         problems.append(Problem("--num-samples", "goes alone, or with --prompt", "leave it out"))
-    if genfile is not None and (named or not num_samples):
+    if wanted.genfile is not None and (named or not wanted.num_samples):
         fix = "use --output-file, or ask for unconditional texts with --num-samples N alone"
         problems.append(Problem("--genfile", "is where unconditional texts go", fix))
-    if output_file is not None and (interactive or not named):
+    if wanted.output_file is not None and (wanted.interactive or not named):
         problems.append(Problem("--output-file", "goes with --prompt or --input-file", "leave it out"))
     if problems:
         raise ConfigError(problems)
 
 
-def answer(loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str | None) -> None:
+def check_family(loaded: Loaded, sampling: Sampling, options: Options) -> None:
+    """Errors: `ConfigError` for options that mean nothing to this model, and whatever its tokenizer lacks."""
+    from megalith.errors import ConfigError, Problem
+    from megalith.generate.jobs import unfit
+
+    family = loaded.family.upper()
+    flags = unfit(loaded.family, sampling, options)
+    if flags:
+        fix = "keep --top-k, the number of guesses, and leave the others out"
+        raise ConfigError([Problem(", ".join(flags), f"a {family} guesses words and writes no text", fix)])
+    loaded.manner  # noqa: B018  # before a prompt is asked for
+
+
+def answer_prompt(
+    loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str | None
+) -> None:
     """One prompt: into a file, or streamed."""
     if output is not None:
-        continue_into(loaded, sampling, options, prompt, output=output)
+        answer_into(loaded, sampling, options, prompt, output=output)
+    elif sampling.beams > 1 and sampling.num_samples > 1:
+        show_best(loaded, sampling, options, prompt)
     else:
-        continue_prompt(loaded, sampling, options, prompt)
+        answer_streaming(loaded, sampling, options, prompt)
 
 
-def continue_into(loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str) -> None:
+def answer_into(loaded: Loaded, sampling: Sampling, options: Options, prompt: str, *, output: str) -> None:
     """One prompt, once or several times, as JSON lines."""
-    from megalith.generate.jobs import continue_all
+    from megalith.generate.jobs import answer_all
     from megalith.generate.lengths import Lengths
+    from megalith.generate.text import search_texts
 
     lengths = Lengths(loaded.model.config)
     with written(loaded, output) as write:
-        for row in continue_all(loaded, [prompt] * sampling.num_samples, sampling, options):
+        if sampling.beams > 1:
+            (rows,) = search_texts(loaded, [prompt], sampling, **options.how)
+        else:
+            rows = answer_all(loaded, [prompt] * sampling.num_samples, sampling, options)
+        for row in rows:
             write(lengths.see(row).to_json())
     tell(loaded, lengths.notices())
 
 
-def continue_prompt(loaded: Loaded, sampling: Sampling, options: Options, prompt: str) -> None:
-    """One prompt: streamed, once or several times."""
+def answer_streaming(loaded: Loaded, sampling: Sampling, options: Options, prompt: str) -> None:
+    """One prompt: streamed, once or several times. A GPT's stands before its continuation."""
+    from megalith.generate.jobs import answer
     from megalith.generate.lengths import Lengths
-    from megalith.generate.text import Completion, stream
 
     lengths = Lengths(loaded.model.config)
     for number in range(sampling.num_samples):
         if sampling.num_samples > 1:
             show(f"{chr(10) * bool(number)}--- {number + 1} of {sampling.num_samples} ---\n")
-        pieces = stream(
-            loaded, prompt, sampling, number=number, recompute=options.recompute, logprobs=options.logprobs
-        )
-        head = prompt  # shown when its first piece is there: a prompt that is refused is not
-        for piece in pieces:
-            show(head + ("\n" if isinstance(piece, Completion) else piece))
+        head = (
+            prompt if loaded.family == "gpt" else ""
+        )  # not before the first piece is there: it may be refused
+        for piece in answer(loaded, prompt, sampling, options, number=number):
+            show(head + (piece if isinstance(piece, str) else "\n"))
             head = ""
         lengths.see(piece)
-        if options.logprobs:
-            show_logprobs(loaded, piece)
+        show_details(loaded, piece)
     tell(loaded, lengths.notices())
 
 
-def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, *, output: str) -> None:
+def show_best(loaded: Loaded, sampling: Sampling, options: Options, prompt: str) -> None:
+    """The best texts of a search, with their scores."""
+    from megalith.generate.lengths import Lengths
+    from megalith.generate.text import search_texts
+
+    lengths = Lengths(loaded.model.config)
+    (rows,) = search_texts(loaded, [prompt], sampling, **options.how)
+    head = prompt if loaded.family == "gpt" else ""
+    for number, row in enumerate(rows, 1):
+        show(
+            f"{chr(10) * (number > 1)}--- {number} of {len(rows)}, score {row.score:.4f} ---\n{head}{row.text}\n"
+        )
+        lengths.see(row)
+        show_details(loaded, row)
+    tell(loaded, lengths.notices())
+
+
+def answer_file(loaded: Loaded, sampling: Sampling, options: Options, source: str, *, output: str) -> None:
     """Every line of a file."""
-    from megalith.generate.jobs import continue_all
+    from megalith.generate.jobs import answer_all
     from megalith.generate.lengths import Lengths
     from megalith.generate.lines import check_prompts, read_prompts
 
@@ -215,7 +292,7 @@ def continue_file(loaded: Loaded, sampling: Sampling, options: Options, source: 
     check_prompts(loaded, prompts, source)
     lengths = Lengths(loaded.model.config)
     with written(loaded, output, not_over=source) as write, progress(loaded.crew, "prompts") as report:
-        for done, row in enumerate(continue_all(loaded, prompts, sampling, options), 1):
+        for done, row in enumerate(answer_all(loaded, prompts, sampling, options), 1):
             write(lengths.see(row).to_json())
             report(done, len(prompts))
     tell(loaded, lengths.notices())
@@ -249,9 +326,10 @@ def talk(loaded: Loaded, sampling: Sampling, options: Options) -> None:
     def ask() -> str:
         return input("prompt> " if person else "")
 
-    def done(row: Completion) -> None:
+    def done(row: Answer) -> None:
         lengths = Lengths(loaded.model.config)
         lengths.see(row)
+        show_details(loaded, row)
         tell(loaded, lengths.notices())
 
     converse(loaded, sampling, options, ask=ask, write=show, complain=show_error, done=done)
@@ -286,18 +364,24 @@ def show(text: str) -> None:
     sys.stdout.flush()
 
 
-def show_logprobs(loaded: Loaded, row: Completion) -> None:
-    """A line a token: its text, its log-probability and its probability."""
+def show_details(loaded: Loaded, row: Answer) -> None:
+    """Where there are any: a line a token with its log-probability and its probability; a line a guess with its own."""
     import math
 
     from megalith.cli.output import print_table
+    from megalith.generate.guess import Guesses
 
     tokenizer = loaded.needs_tokenizer()
-    pairs = zip(row.tokens, row.logprobs or (), strict=True)
-    print_table(
-        ("token", "text", "log-probability", "probability"),
-        [
+    if isinstance(row, Guesses):
+        lines = [
+            (str(number), repr(guess.text), str(guess.token), f"{guess.probability:.4f}")
+            for number, guesses in enumerate(row.masks, 1)
+            for guess in guesses
+        ]
+        print_table(("mask", "text", "token", "probability"), lines)
+    elif row.logprobs is not None:
+        lines = [
             (str(token), repr(tokenizer.decode([token])), f"{p:.4f}", f"{math.exp(p):.4f}")
-            for token, p in pairs
-        ],
-    )
+            for token, p in zip(row.tokens, row.logprobs, strict=True)
+        ]
+        print_table(("token", "text", "log-probability", "probability"), lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,12 +62,22 @@ def reading(layout: Layout, *, patient: bool = False) -> Iterator[Crew]:
 
 
 def load(
-    checkpoint: str, layout: Layout, crew: Crew, *, tokenizer: str | None, config_file: str | None
+    checkpoint: str,
+    layout: Layout,
+    crew: Crew,
+    *,
+    tokenizer: str | None,
+    config_file: str | None,
+    families: Sequence[str] | None = ("gpt",),
 ) -> Loaded:
-    """The model of a checkpoint in any format; the main process tells what a person should know of it."""
+    """The model of a checkpoint in any format; the main process tells what a person should know of it.
+
+    `families`: those that the command can use; None: all.
+    """
     from megalith.cli.errors import show_notices
     from megalith.cli.hub import fetched
     from megalith.generate.loading import load_model
+    from megalith.models.family import FAMILIES
 
     loaded = load_model(
         fetched(checkpoint),
@@ -75,7 +85,7 @@ def load(
         tokenizer=tokenizer,
         config_file=config_file,
         crew=crew,
-        families=("gpt",),
+        families=families or tuple(FAMILIES),
     )
     if crew.is_main:
         show_notices(loaded.notices)

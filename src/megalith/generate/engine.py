@@ -180,19 +180,24 @@ def check_source(tokens: int, positions: int | None) -> None:
         )
 
 
-def length_limit(model: Writer, row: Row, sampling: Sampling) -> int:
-    """How long a row may become, prompt included."""
-    positions = model.config.max_positions
-    if row.prompt_length == 0:
+def check_prompt(tokens: int, positions: int | None) -> None:
+    """Errors: `DataError` for a prompt of so many tokens, which a model of `positions` is to continue."""
+    if not tokens:
         raise DataError(
             "an empty prompt has nothing to continue", where="prompt", fix="give at least one token of text"
         )
-    if positions is not None and row.prompt_length >= positions:
+    if positions is not None and tokens >= positions:
         raise DataError(
-            f"the prompt has {row.prompt_length} tokens, the model reads {positions} at most",
+            f"the prompt has {tokens} tokens, the model reads {positions} at most",
             where="prompt",
             fix=f"shorten it to fewer than {positions} tokens",
         )
+
+
+def length_limit(model: Writer, row: Row, sampling: Sampling) -> int:
+    """How long a row may become, prompt included."""
+    positions = model.config.max_positions
+    check_prompt(row.prompt_length, positions)
     wanted = row.prompt_length + sampling.tokens_to_generate
     return wanted if positions is None else min(wanted, positions)
 

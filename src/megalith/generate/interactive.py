@@ -16,10 +16,9 @@ import torch.distributed as dist
 
 from megalith.errors import MegalithError
 from megalith.generate.crew import Crew
-from megalith.generate.jobs import Options
+from megalith.generate.jobs import Answer, Options, answer
 from megalith.generate.loading import Loaded
 from megalith.generate.sampling import Sampling
-from megalith.generate.text import Completion, stream
 
 Ask = Callable[[], str]
 """The next prompt. Raises EOFError (Ctrl-D) or KeyboardInterrupt (Ctrl-C) to leave."""
@@ -36,9 +35,9 @@ def converse(
     ask: Ask,
     write: Callable[[str], None],
     complain: Callable[[MegalithError], None],
-    done: Callable[[Completion], None] = lambda row: None,
+    done: Callable[[Answer], None] = lambda row: None,
 ) -> int:
-    """Continues prompts until there is none; returns how many. Each is written again before its continuation, so that the
+    """Answers prompts until there is none; returns how many. A GPT's is written again before its continuation, so that the
     text stands whole; an empty one is asked again.
 
     Ctrl-C ends a continuation, not the conversation. Prompt i draws as row i, so a prompt given twice has two answers where
@@ -53,15 +52,14 @@ def converse(
                 return number
             if not prompt:
                 continue
-            head = prompt
+            head = prompt if loaded.family == "gpt" else ""
             try:
-                pieces = stream(loaded, prompt, sampling, number=number, recompute=options.recompute)
-                for piece in ear.until_stopped(pieces):
-                    if isinstance(piece, Completion):
+                for piece in ear.until_stopped(answer(loaded, prompt, sampling, options, number=number)):
+                    if isinstance(piece, str):
+                        write(head + piece)
+                    else:
                         write(head + "\n")
                         done(piece)
-                    else:
-                        write(head + piece)
                     head = ""
             except KeyboardInterrupt:
                 write("\n")

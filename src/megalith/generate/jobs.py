@@ -1,4 +1,4 @@
-"""Many continuations: the lines of a file, samples of one prompt, samples of nothing. Batched inside, in order outside.
+"""Answers: to one prompt, to the lines of a file, samples of nothing. Batched inside, in order outside.
 
 Rows are batched with others of about their length, and handed out in the order given as soon as all before them are done.
 A row's text is a function of the seed and of its place in the job, never of the batch size.
@@ -7,16 +7,20 @@ A row's text is a function of the seed and of its place in the job, never of the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from megalith.errors import ConfigError, DataError, Problem
+from megalith.generate.asking import ask
+from megalith.generate.guess import GUESSES, Guesses, guess
 from megalith.generate.loading import Loaded
 from megalith.generate.sampling import Sampling
-from megalith.generate.text import Completion, complete
+from megalith.generate.text import Completion, complete, stream
 
+Answer = Completion | Guesses
+Result = TypeVar("Result")
 WINDOW = 16
 """Batches within which prompts are sorted by length before they are batched."""
 ATTEMPTS = 100
@@ -31,31 +35,81 @@ class Options:
     recompute: bool = False
     logprobs: bool = False
 
+    @property
+    def how(self) -> dict[str, bool]:
+        """What decoding is told."""
+        return {"recompute": self.recompute, "logprobs": self.logprobs}
+
+
+def unfit(family: str, sampling: Sampling, options: Options) -> list[str]:
+    """Flags of settings that mean nothing to a model of this family: a BERT has guesses (`top_k` of them), no text."""
+    if family != "bert":
+        return []
+    settings = [(sampling, Sampling()), (options, Options(options.batch_size))]
+    changed = [
+        f"--{each.name.replace('_', '-')}"
+        for mine, usual in settings
+        for each in fields(mine)
+        if getattr(mine, each.name) != getattr(usual, each.name)
+    ]
+    return [flag for flag in changed if flag != "--top-k"]
+
+
+def answer(
+    loaded: Loaded, prompt: str, sampling: Sampling, options: Options, *, number: int = 0
+) -> Iterator[str | Answer]:
+    """One prompt's answer: pieces of its text, and last all of it."""
+    if loaded.family == "bert":
+        (found,) = guess(loaded, [prompt], sampling.top_k or GUESSES)
+        yield from (found.text, found)
+        return
+    yield from stream(loaded, prompt, sampling, number=number, **options.how)
+
+
+def answer_all(
+    loaded: Loaded, prompts: Sequence[str], sampling: Sampling, options: Options
+) -> Iterator[Answer]:
+    """One answer a prompt, in order."""
+    if loaded.family != "bert":
+        yield from continue_all(loaded, prompts, sampling, options)
+        return
+
+    def work(chosen: Sequence[int]) -> list[Guesses]:
+        return guess(loaded, [prompts[i] for i in chosen], sampling.top_k or GUESSES)
+
+    yield from in_batches(loaded, prompts, options, work)
+
 
 def continue_all(
     loaded: Loaded, prompts: Sequence[str], sampling: Sampling, options: Options, *, first: int = 0
 ) -> Iterator[Completion]:
     """One completion a prompt, in order; prompt i draws as row `first` + i."""
-    tokenizer, size = loaded.needs_tokenizer(), options.batch_size
+
+    def work(chosen: Sequence[int]) -> list[Completion]:
+        return complete(
+            loaded,
+            [prompts[i] for i in chosen],
+            sampling,
+            numbers=[first + i for i in chosen],
+            **options.how,
+        )
+
+    yield from in_batches(loaded, prompts, options, work)
+
+
+def in_batches(
+    loaded: Loaded, prompts: Sequence[str], options: Options, work: Callable[[Sequence[int]], list[Result]]
+) -> Iterator[Result]:
+    """What `work` makes of the prompts with these numbers, in order: those of about a length together, divided among copies."""
+    size = options.batch_size
     for begin in range(0, len(prompts), size * WINDOW):
-        window = prompts[begin : begin + size * WINDOW]
-        lengths = [len(ids) for ids in tokenizer.encode_batch(window)]
-        order = sorted(range(len(window)), key=lambda i: lengths[i])
+        window = range(begin, min(begin + size * WINDOW, len(prompts)))
+        lengths = {i: ask(loaded, prompts[i]).length for i in window}
+        order = sorted(window, key=lengths.__getitem__)
         batches = [order[at : at + size] for at in range(0, len(order), size)]
-
-        def work(chosen: list[int], begin: int = begin, window: Sequence[str] = window) -> list[Completion]:
-            return complete(
-                loaded,
-                [window[i] for i in chosen],
-                sampling,
-                numbers=[first + begin + i for i in chosen],
-                recompute=options.recompute,
-                logprobs=options.logprobs,
-            )
-
         rows = chain.from_iterable(loaded.crew.divide(batches, work))
         done = dict(zip(chain.from_iterable(batches), rows, strict=True))
-        yield from (done[i] for i in range(len(window)))
+        yield from (done[i] for i in window)
 
 
 def sample_all(loaded: Loaded, count: int, sampling: Sampling, options: Options) -> Iterator[Completion]:
@@ -65,6 +119,13 @@ def sample_all(loaded: Loaded, count: int, sampling: Sampling, options: Options)
     the number of the try. So this is sampling without replacement, and the same for every batch size.
     Errors: `ConfigError` when greedy, where all would be equal; `DataError` when no new sample is found.
     """
+    if loaded.family != "gpt":
+        problem = f"unconditional texts are a GPT's; this checkpoint is a {loaded.family.upper()}, which answers a prompt"
+        raise ConfigError([Problem("--num-samples", problem, "give --prompt or --input-file")])
+    if sampling.beams > 1:
+        raise ConfigError(
+            [Problem("--beams, --num-samples", "a search of nothing has one best text", "leave --beams out")]
+        )
     sampling = replace(sampling, num_samples=count)
     if count > 1 and not sampling.samples:
         problem = f"greedy decoding would give {count} times the same text"
@@ -95,8 +156,7 @@ def _another(
             sampling,
             numbers=[number],
             attempt=attempt,
-            recompute=options.recompute,
-            logprobs=options.logprobs,
+            **options.how,
         )
         return row
 

@@ -7,9 +7,22 @@ usually worse. Knows lengths only, no text and no decoding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from megalith.generate.text import Completion
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
+
+
+class Row(Protocol):
+    """An answer: how many tokens it has with its prompt, and why it ended."""
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def finished(self) -> str: ...
+
+
+Seen = TypeVar("Seen", bound=Row)
 
 
 @dataclass
@@ -21,7 +34,7 @@ class Lengths:
     full: int = 0
     beyond: int = 0
 
-    def see(self, row: Completion) -> Completion:
+    def see(self, row: Seen) -> Seen:
         """Counts a text, and returns it."""
         self.seen += 1
         self.full += row.finished == "positions"
@@ -33,8 +46,11 @@ class Lengths:
         """What the user should know of the texts seen; nothing when all were short enough."""
         known = self.config.max_position_embeddings
         if self.full:
-            what = "end early: prompt and text fill" if self._several else "ends early: prompt and text fill"
-            return [f"{self._texts(self.full)} {what} all {known} positions that the model has"]
+            filling = "it fills" if isinstance(self.config, EncoderDecoderConfig) else "prompt and text fill"
+            ends = "end" if self._several else "ends"
+            return [
+                f"{self._texts(self.full)} {ends} early: {filling} all {known} positions that the model has"
+            ]
         if self.beyond:
             goes = "are" if self._several else "is"
             return [

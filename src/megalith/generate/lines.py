@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from megalith.errors import DataError
+from megalith.generate.asking import ask
 from megalith.generate.loading import Loaded
-from megalith.generate.text import encoded
 
 STANDARD = "-"
 """Standard input or output, as a file's name."""
 SHOWN = 10
 """Bad lines named at most in an error."""
 KEYS = ("prompt", "text")
-_BLOCK = 1024
 
 Complaint = tuple[int, str]
 """Line number, from 1, and what is wrong with it."""
@@ -50,19 +49,14 @@ def read_prompts(path: str) -> list[str]:
 
 
 def check_prompts(loaded: Loaded, prompts: Sequence[str], path: str) -> None:
-    """Errors: `DataError` naming every line that the model cannot continue: too long, or empty where nothing can stand for that."""
-    tokenizer, positions = loaded.needs_tokenizer(), loaded.model.config.max_positions
+    """Errors: `DataError` naming every line that the model cannot take: too long, empty, without a blank for a BERT."""
+    loaded.manner  # noqa: B018  # what the tokenizer lacks is no line's fault
     complaints: list[Complaint] = []
-    for begin in range(0, len(prompts), _BLOCK):
-        block = prompts[begin : begin + _BLOCK]
-        for number, (prompt, ids) in enumerate(
-            zip(block, tokenizer.encode_batch(block), strict=True), begin + 1
-        ):
-            if not ids:
-                _complain(lambda prompt=prompt: encoded(tokenizer, prompt), number, complaints)
-            elif positions is not None and len(ids) >= positions:
-                what = f"{len(ids)} tokens, the model reads fewer than {positions}"
-                complaints.append((number, what))
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            ask(loaded, prompt)
+        except DataError as error:
+            complaints.append((number, error.problem.what))
     _refuse(path, complaints, len(prompts))
 
 
@@ -86,13 +80,6 @@ def open_lines(path: str, *, not_over: str | None = None) -> Iterator[Callable[[
         ) from None
     with file:
         yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
-
-
-def _complain(call: Callable[[], object], number: int, complaints: list[Complaint]) -> None:
-    try:
-        call()
-    except DataError as error:
-        complaints.append((number, error.problem.what))
 
 
 def _lines(path: str) -> list[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megalith.checkpoint.manifest import TOKENIZER
 from megalith.checkpoint.reading import load, read_state, read_tensors
 from megalith.errors import CheckpointError, DataError, MegalithError
 from megalith.generate.crew import Crew
+from megalith.generate.manner import Manner, family_of, manner_of
 from megalith.generate.reading import prepare_for_reading
 from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
@@ -46,6 +48,18 @@ class Loaded:
     crew: Crew = field(default_factory=Crew)
     notices: tuple[str, ...] = ()
     """What a person should know of a checkpoint that another program wrote."""
+    bos: bool | None = None
+    """Does a GPT's prompt begin with the tokenizer's [BOS]? None: as it was trained."""
+
+    @property
+    def family(self) -> str:
+        """gpt, bert, t5 or bart."""
+        return family_of(self.state)
+
+    @cached_property
+    def manner(self) -> Manner:
+        """What stands around its texts. Errors: as `manner_of`."""
+        return manner_of(self.state, self.needs_tokenizer(), self.bos)
 
     @property
     def step(self) -> int:

@@ -1,6 +1,6 @@
 """Text in, text out: prompts through a tokenizer, continuations back, stop strings, streaming.
 
-Knows text and rows of tokens; `engine` does the decoding.
+Knows text and rows of tokens; `asking` makes the rows, `engine` and `beam` do the decoding.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megalith.errors import DataError
+from megalith.generate.asking import Asked, ask
+from megalith.generate.beam import search
+from megalith.generate.blanks import spans
 from megalith.generate.engine import Row, decode
 from megalith.generate.loading import Loaded
 from megalith.generate.sampling import Sampling
+from megalith.models.encdec import EncoderDecoder
+from megalith.models.gpt import GPT
 from megalith.tokenizers.base import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -23,9 +27,11 @@ CONTEXT = 4
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation: `text` without the prompt, its ids, why it ended, and where asked for their log-probabilities.
+    """One answer: its text, its ids, why it ended, and where asked for their log-probabilities.
 
-    `length` counts the tokens of prompt and continuation.
+    `text` is what stands behind a GPT's prompt, what a decoder wrote, or, of a T5's prompt with blanks, the prompt with these
+    filled. `decoded`: what an encoder-decoder's decoder wrote; None: there is none. `score`: a beam search's. `length` counts the
+    tokens of prompt and continuation, of an encoder-decoder the longer of both sides.
     """
 
     prompt: str
@@ -34,18 +40,29 @@ class Completion:
     finished: str
     logprobs: list[float] | None = None
     length: int = 0
+    decoded: str | None = None
+    score: float | None = None
 
     @classmethod
-    def of(cls, prompt: str, text: str, row: Row, *, logprobs: bool) -> Completion:
-        """The finished `row` that spells `text`."""
-        known = row.logprobs if logprobs else None
-        return cls(prompt, text, row.continuation, row.finished, known, len(row.tokens))
+    def of(cls, asked: Asked, spelled: str, row: Row, *, logprobs: bool) -> Completion:
+        """The finished `row`, whose continuation is `spelled` so."""
+        known, text, decoded, length = row.logprobs if logprobs else None, spelled, None, len(row.tokens)
+        if asked.source is not None:
+            decoded, length = spelled, max(length, len(asked.source))
+        if asked.blanks is not None:
+            text = asked.blanks.filled(spans(spelled, asked.blanks.numbers))
+        return cls(asked.prompt, text, row.continuation, row.finished, known, length, decoded, row.score)
 
     def to_json(self) -> dict[str, Any]:
-        """{"prompt", "text", "tokens", "logprobs"?, "finished"}."""
-        row: dict[str, Any] = {"prompt": self.prompt, "text": self.text, "tokens": self.tokens}
+        """{"prompt", "text", "decoded"?, "tokens", "logprobs"?, "score"?, "finished"}."""
+        row: dict[str, Any] = {"prompt": self.prompt, "text": self.text}
+        if self.decoded is not None:
+            row["decoded"] = self.decoded
+        row["tokens"] = self.tokens
         if self.logprobs is not None:
             row["logprobs"] = [round(value, 6) for value in self.logprobs]
+        if self.score is not None:
+            row["score"] = round(self.score, 6)
         return {**row, "finished": self.finished}
 
 
@@ -61,22 +78,23 @@ def complete(
 ) -> list[Completion]:
     """Continues every prompt in one batch; a row's text does not depend on the rows beside it.
 
-    `numbers`: which rows of a longer job these are, `attempt`: which try (see `engine.decode`).
+    `numbers`: which rows of a longer job these are, `attempt`: which try (see `engine.decode`). With `sampling.beams` the best
+    text of each prompt's search.
     """
-    tokenizer = loaded.needs_tokenizer()
-    ids = [encoded(tokenizer, prompt) for prompt in prompts]
-    spellers: dict[int, Speller] = {}
+    if sampling.beams > 1:
+        found = search_texts(loaded, prompts, sampling, recompute=recompute, logprobs=logprobs)
+        return [best for best, *_ in found]
+    asked = [ask(loaded, prompt) for prompt in prompts]
+    tokenizer, spellers = loaded.needs_tokenizer(), {}
+    of_row = dict(zip(range(len(asked)) if numbers is None else numbers, asked, strict=True))
 
     def stopped(row: Row) -> bool:
-        if id(row) not in spellers:
-            spellers[id(row)] = Speller(tokenizer, row.tokens[: row.prompt_length], sampling.stop)
-        return spellers[id(row)].push(row.tokens[-1])
+        if row.number not in spellers:
+            spellers[row.number] = Speller(tokenizer, of_row[row.number].context, sampling.stop)
+        return _push(spellers[row.number], row, of_row[row.number])
 
     *_, rows = decode(
-        loaded.model,
-        ids,
-        sampling,
-        eod=tokenizer.eod,
+        **_inputs(loaded, asked, sampling),
         numbers=numbers,
         attempt=attempt,
         recompute=recompute,
@@ -84,10 +102,27 @@ def complete(
         agree=loaded.crew.same,
         stopped=stopped if sampling.stop else None,
     )
-    texts = [spelled(tokenizer, row, spellers.get(id(row))) for row in rows]
     return [
-        Completion.of(prompt, text, row, logprobs=logprobs)
-        for prompt, text, row in zip(prompts, texts, rows, strict=True)
+        Completion.of(each, spelled(tokenizer, each, row, spellers.get(row.number)), row, logprobs=logprobs)
+        for each, row in zip(asked, rows, strict=True)
+    ]
+
+
+def search_texts(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    recompute: bool = False,
+    logprobs: bool = False,
+) -> list[list[Completion]]:
+    """Of every prompt the `num_samples` best texts of a beam search, best first."""
+    asked = [ask(loaded, prompt) for prompt in prompts]
+    tokenizer = loaded.needs_tokenizer()
+    found = search(**_inputs(loaded, asked, sampling), recompute=recompute, agree=loaded.crew.same)
+    return [
+        [Completion.of(each, spelled(tokenizer, each, row), row, logprobs=logprobs) for row in rows]
+        for each, rows in zip(asked, found, strict=True)
     ]
 
 
@@ -100,47 +135,57 @@ def stream(
     recompute: bool = False,
     logprobs: bool = False,
 ) -> Iterator[str | Completion]:
-    """Continues one prompt, yielding pieces of text as they become certain and, last, the `Completion`.
+    """Answers one prompt, yielding pieces of text as they become certain and, last, the `Completion`.
 
-    No piece ends in half a character or in what may become a stop string; all pieces together are the completion's text.
+    No piece ends in half a character or in what may become a stop string; all pieces together are the completion's text. That
+    of a beam search, or of a prompt with blanks, is one piece.
     """
-    tokenizer = loaded.needs_tokenizer()
-    ids = encoded(tokenizer, prompt)
-    speller = Speller(tokenizer, ids, sampling.stop)
+    asked, tokenizer = ask(loaded, prompt), loaded.needs_tokenizer()
+    if sampling.beams > 1:
+        (found,) = complete(loaded, [prompt], sampling, recompute=recompute, logprobs=logprobs)
+        yield from filter(None, (found.text, found))
+        return
+    speller = Speller(tokenizer, asked.context, sampling.stop)
     states = decode(
-        loaded.model,
-        [ids],
-        sampling,
-        eod=tokenizer.eod,
+        **_inputs(loaded, [asked], sampling),
         numbers=[number],
         recompute=recompute,
         logprobs=logprobs,
         agree=loaded.crew.same,
-        stopped=lambda row: speller.push(row.tokens[-1]),
+        stopped=lambda row: _push(speller, row, asked),
     )
     shown = 0
     for rows in states:
         row = rows[0]
         certain = len(speller.certain)
-        if certain > shown:
+        if certain > shown and asked.blanks is None:
             yield speller.text[shown:certain]
             shown = certain
-    text = speller.finish()
-    if len(text) > shown:
-        yield text[shown:]
-    yield Completion.of(prompt, text, row, logprobs=logprobs)
+    last = Completion.of(asked, speller.finish(), row, logprobs=logprobs)
+    if len(last.text) > shown:
+        yield last.text[shown:]
+    yield last
 
 
-def encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Ids of a prompt; an empty one starts a new document. Errors: `DataError` when nothing can stand for that."""
-    ids = tokenizer.encode(prompt)
-    if ids:
-        return ids
-    if tokenizer.eod is None:
-        raise DataError(
-            "an empty prompt, and this tokenizer has no end-of-document token to start from", where="prompt"
-        )
-    return [tokenizer.eod]
+def _inputs(loaded: Loaded, asked: Sequence[Asked], sampling: Sampling) -> dict[str, Any]:
+    """What decoding and searching are given of prompts."""
+    model = loaded.model
+    assert isinstance(model, GPT | EncoderDecoder)
+    sources = [each.source for each in asked] if isinstance(model, EncoderDecoder) else None
+    manner = loaded.manner
+    return {
+        "model": model,
+        "prompts": [each.tokens for each in asked],
+        "sampling": sampling,
+        "eod": manner.eod,
+        "forced": manner.forced,
+        "sources": sources,
+    }
+
+
+def _push(speller: Speller, row: Row, asked: Asked) -> bool:
+    """Spells a row's newest token; returns whether a stop string is there."""
+    return row.made > asked.unspelled and speller.push(row.tokens[-1])
 
 
 class Speller:
@@ -153,8 +198,7 @@ class Speller:
         self.tokenizer, self.stop = tokenizer, stop
         self.text, self.stopped = "", False
         self._longest = max(map(len, stop), default=0)
-        beginning = list(prompt) == [tokenizer.eod]
-        self._ids = [] if beginning else list(prompt[-CONTEXT:])
+        self._ids = list(prompt[-CONTEXT:])
         self._certain = len(self._ids)
 
     def push(self, token: int) -> bool:
@@ -204,10 +248,10 @@ class Speller:
             self.text, self.stopped = self.text[: min(places)], True
 
 
-def spelled(tokenizer: Tokenizer, row: Row, speller: Speller | None) -> str:
+def spelled(tokenizer: Tokenizer, asked: Asked, row: Row, speller: Speller | None = None) -> str:
     """The text of a finished row: without the end-of-document token, cut before a stop string."""
     if speller is None:
-        speller = Speller(tokenizer, row.tokens[: row.prompt_length], ())
+        speller = Speller(tokenizer, asked.context, ())
         ids = row.continuation[:-1] if row.finished == "eod" else row.continuation
-        speller.extend(ids)
+        speller.extend(ids[asked.unspelled :])
     return speller.finish()

@@ -70,6 +70,10 @@ class SpecialIds:
         names = takewhile(self.vocabulary.__contains__, map(sentinel, count()))
         return tuple(self.vocabulary[name] for name in names)
 
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (), ()
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -110,6 +114,11 @@ class Tokenizer(Protocol):
     @property
     def sentinels(self) -> tuple[int, ...]:
         """Ids of T5's `<extra_id_0>`, `<extra_id_1>`, …; none where the vocabulary has none."""
+        ...
+
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that its definition puts before and behind a text that a model is given, as `transformers` does."""
         ...
 
     @property

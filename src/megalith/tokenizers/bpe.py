@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,15 @@ class DefinedTokenizer(SpecialIds):
     @cached_property
     def special(self) -> Mapping[str, int]:
         return {role: self._ids[token] for role, token in self.roles.items()}
+
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that its template (`post_processor`) puts before and behind a text; `encode` leaves them out."""
+        found = self._decoder.encode("a", add_special_tokens=True)
+        added = list(zip(found.ids, found.special_tokens_mask, strict=True))
+        before = tuple(id for id, _ in takewhile(itemgetter(1), added))
+        behind = tuple(id for id, _ in takewhile(itemgetter(1), reversed(added[len(before) :])))
+        return before, behind[::-1]
 
     def encode(self, text: str) -> list[int]:
         return self._encoder.encode(scalar(text), add_special_tokens=False).ids
