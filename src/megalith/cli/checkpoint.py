@@ -23,7 +23,7 @@ Where = Annotated[
     typer.Argument(help="a run folder, its checkpoints folder, a step folder, `latest` or a link to one"),
 ]
 Anything = Annotated[
-    Path, typer.Argument(help="a run or step folder, or what Hugging Face or Megatron saved")
+    Path, typer.Argument(help="a run or step folder, or what Hugging Face, Megatron or NeMo saved")
 ]
 
 

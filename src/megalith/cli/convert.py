@@ -16,10 +16,12 @@ from megalith.cli.progress import PATIENCE
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="a run or step folder, or what Hugging Face or Megatron saved")
+        Path, typer.Argument(help="a run or step folder, or what Hugging Face, Megatron or NeMo saved")
     ],
-    target: Annotated[Path, typer.Argument(help="the folder to write; it must not exist")],
-    to: Annotated[str, typer.Option(help="native, huggingface, megatron")],
+    target: Annotated[
+        Path, typer.Argument(help="the folder (of nemo: the file) to write; it must not exist")
+    ],
+    to: Annotated[str, typer.Option(help="native, huggingface, megatron, nemo")],
     tensor: Annotated[
         int,
         typer.Option("--tensor-model-parallel-size", "--target-tensor-parallel-size", min=1, help="ranks"),
@@ -69,7 +71,7 @@ def convert(
 
     if to not in get_args(Format):
         raise ConfigError([Problem("--to", f"{to!r} is no format", f"one of {', '.join(get_args(Format))}")])
-    if to != "megatron" and (tensor, pipeline, virtual) != (1, 1, 1):
+    if to not in ("megatron", "nemo") and (tensor, pipeline, virtual) != (1, 1, 1):
         fix = "leave the sizes out: a native checkpoint or a folder of transformers is read at any layout"
         raise ConfigError([Problem("--tensor-model-parallel-size", f"means nothing with --to {to}", fix)])
     plan = Plan(
@@ -113,7 +115,11 @@ def lines_of(certificate: Mapping[str, Any], target: Path) -> list[str]:
         lines.append(f"English    loss {passage['loss']:.2f} (guessing: {passage['limit'] + 1:.2f})")
     elif c["source"]["format"] != "native":
         lines.append(f"English    not scored: {passage['why']}")
-    return [*lines, f"proof      {target / 'conversion.json'}"]
+    inside = c["target"]["format"] == "nemo"
+    return [
+        *lines,
+        f"proof      {'conversion.json in ' + str(target) if inside else target / 'conversion.json'}",
+    ]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from megalith.checkpoint.convert import to_huggingface, to_megatron, to_native
+from megalith.checkpoint.convert import to_huggingface, to_megatron, to_native, to_nemo
 from megalith.checkpoint.convert.certificate import document, judge
 from megalith.checkpoint.convert.compare import Report, compute, open_back, told
 from megalith.checkpoint.convert.hashing import Hashing
@@ -29,11 +29,13 @@ from megalith.checkpoint.convert.verify import CERTIFICATE
 from megalith.checkpoint.convert.views import rounded
 from megalith.checkpoint.files import FileRecord, Progress, write_file
 from megalith.checkpoint.foreign import find, open_foreign
+from megalith.checkpoint.formats.nemo_read import CURRENT
 from megalith.checkpoint.lazy import Lazy
 from megalith.errors import CheckpointError
 from megalith.tokenizers.base import Tokenizer
 
-Format = Literal["native", "huggingface", "megatron"]
+Format = Literal["native", "huggingface", "megatron", "nemo"]
+WEIGHTS_ALONE = {"huggingface": "transformers' folders", "nemo": "NeMo's archives"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
@@ -55,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished conversion: its folder, its certificate, and what a person should know."""
+    """A finished conversion: its folder (of NeMo's: its file), its certificate, and what a person should know."""
 
     folder: Path
     certificate: Mapping[str, Any]
@@ -90,6 +92,8 @@ def convert(
 
 
 def _convert(path: str | Path, target: Path, plan: Plan, named: tuple[Any, Any], report: Report) -> Done:
+    if plan.to == "nemo":
+        to_nemo.refuse_name(target)
     source = _open(path, named, plan)
     spelling, said = read_tokenizer(source.tokenizer, named=named[1] is not None)
     tokens = choose_tokens(source.config, spelling)
@@ -99,21 +103,26 @@ def _convert(path: str | Path, target: Path, plan: Plan, named: tuple[Any, Any],
         weights = source.optimizer.masters
     tensors = rounded(weights, _dtype(source, plan))
     writer = _writer(source, weights, tensors, spelling, plan)
-    notices = (*source.notices, *said)
-    with publishing(target, writer.nbytes) as folder:
+    archive = to_nemo.ARCHIVE if isinstance(writer, to_nemo.Writer) else ""
+    notices = (*source.notices, *said, *getattr(writer, "notices", ()))
+    with publishing(target, writer.nbytes, part=archive) as folder:
         outputs = writer.write(folder, told(report, "writing", writer.nbytes))
         hashing = Hashing(source)  # now, for writing keeps two cores busy, and comparing one
         try:
-            back = open_back(folder, source, plan.to)
+            back = open_back(folder / archive, source, plan.to)
             computed = compute(source, (weights, tensors), back, (tokens, spelling), report)
             found = judge(computed, source, untrained=plan.untrained)
             inputs = hashing.finish()
         finally:
             hashing.close()
         certificate = document(source, _said(back, plan), found, inputs, outputs, notices)
-        record = write_file(folder / CERTIFICATE, [(json.dumps(certificate, indent=1) + "\n").encode()])
-        if isinstance(writer, to_native.Writer):
-            writer.add(folder, CERTIFICATE, record)
+        content = (json.dumps(certificate, indent=1) + "\n").encode()
+        if isinstance(writer, to_nemo.Writer):
+            writer.add(folder, CERTIFICATE, content)
+        else:
+            record = write_file(folder / CERTIFICATE, [content])
+            if isinstance(writer, to_native.Writer):
+                writer.add(folder, CERTIFICATE, record)
     return Done(target, certificate, notices)
 
 
@@ -131,10 +140,10 @@ def _open(path: str | Path, named: tuple[Any, Any], plan: Plan) -> Source:
         source = replace(
             source, optimizer=state, tokenizer=Path(tokenizer) if tokenizer else source.tokenizer
         )
-    if plan.optimizer is False or plan.to == "huggingface":
+    if plan.optimizer is False or plan.to in WEIGHTS_ALONE:
         if plan.optimizer:
             raise CheckpointError(
-                "transformers' folders have no place for optimizer state", where="--optimizer"
+                f"{WEIGHTS_ALONE[plan.to]} have no place for optimizer state", where="--optimizer"
             )
         return replace(source, optimizer=None)
     if plan.optimizer and source.optimizer is None:
@@ -187,11 +196,13 @@ def _writer(
     tensors: Mapping[str, Lazy],
     tokenizer: Tokenizer | None,
     plan: Plan,
-) -> to_huggingface.Writer | to_megatron.Writer | to_native.Writer:
+) -> to_huggingface.Writer | to_megatron.Writer | to_native.Writer | to_nemo.Writer:
     if plan.to == "huggingface":
         return to_huggingface.Writer(source, tensors, tokenizer, plan.shard)
     if plan.to == "native":
         return to_native.Writer(source, tensors, tokenizer, source.optimizer)
+    if plan.to == "nemo":
+        return to_nemo.Writer(source, tensors, tokenizer, plan.sizes)
     optimizer = source.optimizer
     if optimizer is not None:
         half = next(iter(tensors.values())).dtype in HALF
@@ -207,9 +218,9 @@ def _said(back: Source, plan: Plan) -> dict[str, Any]:
         "dtype": str(back.dtype).removeprefix("torch."),
         "config": back.config.model_dump(mode="json"),
     }
-    if plan.to == "megatron":
+    if plan.to in ("megatron", "nemo"):
         found |= {
-            "checkpoint_version": plan.megatron_version,
+            "checkpoint_version": plan.megatron_version if plan.to == "megatron" else CURRENT,
             "tensor_model_parallel_size": plan.sizes.ranks,
             "pipeline_model_parallel_size": plan.sizes.stages,
             "virtual_pipeline_model_parallel_size": plan.sizes.chunks,

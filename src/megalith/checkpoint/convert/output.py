@@ -14,7 +14,9 @@ import os
 import queue
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from megalith.checkpoint.files import CHUNK, Buffer, FileRecord, Progress, write_all
 
@@ -22,11 +24,27 @@ AHEAD = 64
 """Blocks of at most `CHUNK` bytes that wait for the writing thread at most."""
 
 
-class _File:
-    """A new file: what was written to it, and its hash so far."""
+@dataclass(frozen=True)
+class Within:
+    """A place in a file that is there: what is written goes to byte `offset` and behind it."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    path: Path
+    offset: int
+
+
+Place = TypeVar("Place", bound=Path | Within)
+
+
+class _File:
+    """A new file, or a place in one: what was written to it, and its hash so far."""
+
+    def __init__(self, place: Path | Within) -> None:
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        if isinstance(place, Within):
+            self.descriptor = os.open(place.path, flags)
+            os.lseek(self.descriptor, place.offset, os.SEEK_SET)
+        else:
+            self.descriptor = os.open(place, flags | os.O_CREAT | os.O_EXCL, 0o666)
         self.digest, self.size = hashlib.sha256(), 0
 
     def take(self, chunk: memoryview) -> None:
@@ -69,10 +87,10 @@ class _Writer:
 
 
 def write_files(
-    contents: Mapping[Path, Iterator[Buffer]], progress: Progress | None = None
-) -> dict[Path, FileRecord]:
-    """Writes new files side by side, a block of each in turn, and forces them to disk. Raises `OSError` (a full disk, say)."""
-    files: dict[Path, _File] = {}
+    contents: Mapping[Place, Iterator[Buffer]], progress: Progress | None = None
+) -> dict[Place, FileRecord]:
+    """Writes new files, or places in one, side by side, a block of each in turn, and forces them to disk. Raises `OSError` (a full disk, say)."""
+    files: dict[Place, _File] = {}
     writer = _Writer()
     try:
         try:
@@ -95,8 +113,8 @@ def write_files(
 
 
 def _in_turns(
-    todo: dict[Path, Iterator[memoryview]],
-    files: Mapping[Path, _File],
+    todo: dict[Place, Iterator[memoryview]],
+    files: Mapping[Place, _File],
     writer: _Writer,
     progress: Progress | None,
 ) -> None:

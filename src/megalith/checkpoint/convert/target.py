@@ -21,8 +21,9 @@ MARGIN = 8 << 20
 
 
 @contextmanager
-def publishing(target: Path, needed: int) -> Iterator[Path]:
-    """An empty folder beside `target`, which gets that name when the block ends and is removed when the block fails.
+def publishing(target: Path, needed: int, *, part: str = "") -> Iterator[Path]:
+    """An empty folder beside `target`, which gets that name when the block ends and is removed when the block fails. `part`: the
+    file in it that gets the name instead.
 
     What a killed conversion to the same name left is removed first. Errors: `CheckpointError` for a `target` that exists, that
     another process writes, that does not fit on the disk (`needed` bytes), or that cannot be written.
@@ -48,7 +49,7 @@ def publishing(target: Path, needed: int) -> Iterator[Path]:
         for folder, _, _ in os.walk(partial):
             sync_folder(Path(folder))
         _refuse_existing(target)
-        os.rename(partial, target)
+        os.rename(partial / part, target)
         sync_folder(parent)
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -63,7 +63,7 @@ class Writer:
         optimizer: Optimizer | None = None,
     ) -> None:
         """Errors: `CheckpointError` for sizes that do not divide the model, and for models that Megatron has nothing like."""
-        _refuse_sizes(source, sizes, version)
+        refuse_sizes(source, sizes, version, where="--to megatron")
         self.source, self.tokenizer, self.sizes, self.version = source, tokenizer, sizes, version
         self.optimizer, self.table = optimizer, legacy(version)
         self.cuts = self._cut(tensors)
@@ -184,7 +184,8 @@ def _path(name: str, *, old: bool) -> list[str]:
     return [top, part, rest]
 
 
-def _refuse_sizes(source: Source, sizes: Sizes, version: int) -> None:
+def refuse_sizes(source: Source, sizes: Sizes, version: int, *, where: str) -> None:
+    """Errors: `CheckpointError` with every number that does not divide."""
     config, ranks = source.config, sizes.ranks
     wrong = [
         f"{count} {what} do not divide among {ranks} tensor-parallel ranks"
@@ -203,5 +204,5 @@ def _refuse_sizes(source: Source, sizes: Sizes, version: int) -> None:
         wrong.append("virtual stages need at least two pipeline stages")
     if wrong:
         raise CheckpointError(
-            "\n    ".join(["it cannot be cut so", *wrong]), where="--to megatron", fix="choose other sizes"
+            "\n    ".join(["it cannot be cut so", *wrong]), where=where, fix="choose other sizes"
         )

@@ -95,10 +95,15 @@ def _of_family(config: ModelConfig, stages: int) -> dict[str, Any]:
 
 
 def refuse_differences(
-    config: ModelConfig, arguments: Mapping[str, Any], table: Table, parts: Mapping[str, Parts]
+    config: ModelConfig,
+    arguments: Mapping[str, Any],
+    table: Table,
+    parts: Mapping[str, Parts],
+    *,
+    to: str = "Megatron",
 ) -> None:
-    """Errors: `CheckpointError` naming the fields that Megatron has no argument for."""
-    where, fix = "--to megatron", "--to native or --to huggingface, which may have it"
+    """Errors: `CheckpointError` naming the fields that Megatron (or `to`, who names things alike) has no argument for."""
+    where, fix = f"--to {to.lower()}", "--to native or --to huggingface, which may have it"
     facts = Facts(arguments, "its arguments")
     refuse_others(facts, where=where)
     ours = effective(config)
@@ -106,14 +111,14 @@ def refuse_differences(
         settle(facts, see(table, parts, where=where), where=where)
         back = effective(type(config)(**facts.fields | {"vocab_size": config.vocab_size}))
     except CheckpointError as error:
-        what = f"Megatron has nothing like this model: {error.problem.what}"
+        what = f"{to} has nothing like this model: {error.problem.what}"
         raise CheckpointError(what, where=where, fix=fix) from None
     lines = [
-        f"model.{name}: {ours[name]}, in Megatron it would be {back.get(name)}"
+        f"model.{name}: {ours[name]}, in {to} it would be {back.get(name)}"
         for name in ours
         if name not in INDIFFERENT and ours[name] != back.get(name)
     ]
     if lines:
         raise CheckpointError(
-            "\n    ".join(["Megatron has nothing like this model", *lines]), where=where, fix=fix
+            "\n    ".join([f"{to} has nothing like this model", *lines]), where=where, fix=fix
         )

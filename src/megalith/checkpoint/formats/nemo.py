@@ -20,7 +20,15 @@ from megalith.checkpoint.formats.megatron_read import Read, tree_of
 from megalith.checkpoint.formats.megatron_told import Told
 from megalith.checkpoint.formats.nemo_archive import WEIGHTS, Archive, is_archive, open_archive
 from megalith.checkpoint.formats.nemo_config import CONFIG, arguments, family_of, read_model_config
-from megalith.checkpoint.formats.nemo_read import CURRENT, Weights, in_grid, left_behind, rank_of, weights_of
+from megalith.checkpoint.formats.nemo_read import (
+    CURRENT,
+    Weights,
+    in_grid,
+    left_behind,
+    open_member,
+    rank_of,
+    weights_of,
+)
 from megalith.checkpoint.formats.nemo_tokenizer import find_own
 from megalith.errors import CheckpointError
 
@@ -97,7 +105,7 @@ def _weights(archive: Archive) -> Weights:
             else "give an archive of a NeMo model of 1.0 to 1.20",
         )
     names = in_grid(places, where=str(archive.path))
-    states = [[archive.open(name).content for name in stage] for stage in names]
+    states = [[open_member(archive, name) for name in stage] for stage in names]
     return weights_of(states, [[archive.where(name) for name in stage] for stage in names])
 
 

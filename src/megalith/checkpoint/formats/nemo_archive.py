@@ -5,7 +5,7 @@
     folder ───────────────────────────┘
 
 Unpacks nothing: no name of an archive ever becomes a name on the disk. Refuses what leads out of a folder, what is no ordinary
-file, and what unpacks to far more than it is. Knows tar and gzip; not what the members mean.
+file, and what unpacks to far more than it is. Knows tar and gzip; not what the members mean. Never imports torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path, PosixPath, PurePosixPath
 from typing import IO
 
 from megalith.checkpoint.files import readable_bytes
-from megalith.checkpoint.pickles.reader import Pickled, open_pickle
 from megalith.checkpoint.pickles.source import printable
 from megalith.errors import CheckpointError
 
@@ -115,15 +114,6 @@ class Archive:
         except OSError as error:
             what = f"it cannot be read ({error.strerror or error})"
             raise CheckpointError(what, where=self.where(name)) from None
-
-    def open(self, name: str) -> Pickled:
-        """A torch file in it; its tensors stay where they are. Errors: `CheckpointError` that names the member."""
-        member = self.members[name]
-        try:
-            return open_pickle(member.path, offset=member.offset, length=member.length)
-        except CheckpointError as error:
-            problem = error.problem
-            raise CheckpointError(problem.what, where=self.where(name), fix=problem.fix) from None
 
 
 def is_archive(path: Path) -> bool:

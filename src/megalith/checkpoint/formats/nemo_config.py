@@ -16,7 +16,9 @@ import yaml
 
 from megalith.checkpoint.formats.megatron_export import DIVISIBLE_BY
 from megalith.errors import CheckpointError
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
 
 CONFIG = "model_config.yaml"
 MODELS = "nemo.collections.nlp.models.language_modeling"
@@ -157,6 +159,7 @@ def written(family: str, config: ModelConfig, sizes: tuple[int, int], dtype: str
 
     Errors: `CheckpointError` for what NeMo has no key for.
     """
+    _refuse_unknown(config)
     ranks, stages = sizes
     gates = config.activation in ("geglu", "geglu_erf", "reglu", "swiglu")
     name, fused = _named(config.activation)
@@ -194,13 +197,49 @@ def written(family: str, config: ModelConfig, sizes: tuple[int, int], dtype: str
             "position_embedding_type": config.position_embedding_type,
             "rotary_percentage": config.rotary_percentage,
             "share_embeddings_and_output_weights": config.share_embeddings_and_output_weights,
-            "num_query_groups": config.num_query_groups,
         }
         if config.rotary_scaling is not None and config.rotary_scaling.type == "linear":
             keys["seq_len_interpolation_factor"] = config.rotary_scaling.factor
-        if config.position_embedding_type == "rope":
-            keys["rotary_base"] = config.rotary_base
-    return keys | {"target": TARGETS[family], "nemo_version": NEWEST if newer else OLDEST}
+    return (
+        keys
+        | _of_family(family, config)
+        | {"target": TARGETS[family], "nemo_version": NEWEST if newer else OLDEST}
+    )
+
+
+def _of_family(family: str, config: ModelConfig) -> dict[str, Any]:
+    if isinstance(config, BertConfig):
+        return {"bert_binary_head": config.bert_binary_head}
+    if isinstance(config, EncoderDecoderConfig):
+        sides = {"encoder_arch": "transformer", "decoder_arch": "transformer"}
+        return {
+            "seq_length": config.max_position_embeddings,
+            "decoder_num_layers": config.decoder_layers,
+            **sides,
+        }
+    return {}
+
+
+def _refuse_unknown(config: ModelConfig) -> None:
+    """What NeMo's own transformer has no key for, though Megatron's may. Errors: `CheckpointError` naming all of it."""
+    wrong = [
+        text
+        for text, found in {
+            "grouped queries": config.kv_heads != config.num_attention_heads,
+            "qkv_bias unlike bias": config.has_qkv_bias != config.bias,
+            f"rotary_base {config.rotary_base:g}": config.position_embedding_type == "rope"
+            and config.rotary_base != 10000,
+            "interleaved rotary pairs": config.position_embedding_type == "rope"
+            and config.rotary_interleaved,
+        }.items()
+        if found
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"NeMo's own transformer has no {', no '.join(wrong)}",
+            where="--to nemo",
+            fix="--to megatron or --to huggingface, which have",
+        )
 
 
 def _named(activation: str) -> tuple[str, bool]:
@@ -217,9 +256,7 @@ def _newer(config: ModelConfig) -> bool:
     return not (
         config.activation in ("gelu_tanh", "gelu_erf")
         and config.bias
-        and config.has_qkv_bias
         and config.normalization == "layernorm"
         and config.position_embedding_type == "learned_absolute"
         and config.share_embeddings_and_output_weights
-        and config.kv_heads == config.num_attention_heads
     )

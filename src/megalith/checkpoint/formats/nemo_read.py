@@ -18,8 +18,10 @@ import torch
 
 from megalith.checkpoint.formats.megatron_read import side_by_side
 from megalith.checkpoint.formats.megatron_stages import join
+from megalith.checkpoint.formats.nemo_archive import Archive
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.mapped import Parts
+from megalith.checkpoint.pickles.reader import open_pickle
 from megalith.errors import CheckpointError
 
 T = TypeVar("T")
@@ -42,6 +44,21 @@ _TRANSFORMERS = re.compile(
 )
 
 
+def nemo_names(name: str, family: str, *, first: bool, alone: bool) -> tuple[str, ...]:
+    """What NeMo's files call a tensor of Megatron's name: `first` says whether they are the first stage's, `alone` whether they are
+    the only stage's. A decoder has the embedding under a name of its own, too."""
+    name = name.replace("word_embeddings_for_head.", "word_embeddings.")
+    if family in ("gpt", "bert"):
+        return (f"model.{name}",)
+    name = re.sub(r"^lm_head\.", "tokens_head.", name)
+    name = re.sub(r"^language_model\.((?:en|de)coder)\.", r"enc_dec_model.\1.model.", name)
+    rest = name.removeprefix("language_model.embedding.")
+    if rest == name:
+        return (f"enc_dec_model.{name}",)
+    sides = ("encoder", "decoder") if alone else ("encoder",) if first else ("decoder",)
+    return tuple(f"enc_dec_model.{side}_embedding.{rest}" for side in sides)
+
+
 @dataclass(frozen=True)
 class Weights:
     """`tensors` by Megatron's names; (ranks, stages); names of heads and of soft prompts, which were left."""
@@ -50,6 +67,16 @@ class Weights:
     sizes: tuple[int, int]
     heads: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+
+
+def open_member(archive: Archive, name: str) -> Any:
+    """What a torch file in an archive holds; its tensors stay where they are. Errors: `CheckpointError` that names the member."""
+    member = archive.members[name]
+    try:
+        return open_pickle(member.path, offset=member.offset, length=member.length).content
+    except CheckpointError as error:
+        problem = error.problem
+        raise CheckpointError(problem.what, where=archive.where(name), fix=problem.fix) from None
 
 
 def rank_of(name: str) -> tuple[int, int] | None:
@@ -64,7 +91,12 @@ def rank_of(name: str) -> tuple[int, int] | None:
 def in_grid(found: Mapping[tuple[int, int], T], *, where: str) -> list[list[T]]:
     """`[p][t]`: what there is of tensor rank t in stage p. Errors: `CheckpointError` naming the ranks that are missing."""
     stages, ranks = (1 + max((place[i] for place in found), default=-1) for i in (0, 1))
-    missing = [_folder(t, p, stages) for p in range(stages) for t in range(ranks) if (p, t) not in found]
+    missing = [
+        folder_of(t, p, (max(ranks, 2), stages)).rstrip("/")
+        for p in range(stages)
+        for t in range(ranks)
+        if (p, t) not in found
+    ]
     if missing or not found:
         raise CheckpointError(
             f"files of ranks are missing: {', '.join(missing[:8]) or 'all of them'}",
@@ -74,8 +106,11 @@ def in_grid(found: Mapping[tuple[int, int], T], *, where: str) -> list[list[T]]:
     return [[found[p, t] for t in range(ranks)] for p in range(stages)]
 
 
-def _folder(rank: int, stage: int, stages: int) -> str:
-    return f"tp_rank_{rank:02d}_pp_rank_{stage:03d}" if stages > 1 else f"mp_rank_{rank:02d}"
+def folder_of(rank: int, stage: int, sizes: tuple[int, int]) -> str:
+    """The folder of a rank of (ranks, stages), a slash behind it; empty where there is only one."""
+    if sizes[1] > 1:
+        return f"tp_rank_{rank:02d}_pp_rank_{stage:03d}/"
+    return f"mp_rank_{rank:02d}/" if sizes[0] > 1 else ""
 
 
 def weights_of(states: Sequence[Sequence[Any]], files: Sequence[Sequence[str]]) -> Weights:

@@ -1,6 +1,7 @@
 """The tokenizer in a NeMo archive: files under `nemo:<hash>_<name>`, or under the names of their keys in older ones.
 
     tokenizer: {library, type, model, vocab_file, merge_file} + members ─▶ a temporary folder that `load_tokenizer` opens
+    a tokenizer of ours ─▶ the same keys and files, where NeMo's code makes the same ids of them
 
 Knows names of members and keys. What the files mean is `tokenizers`' business.
 """
@@ -14,9 +15,21 @@ from typing import Any
 
 from megalith.checkpoint.formats.nemo_archive import Archive, Temporary
 from megalith.errors import DataError, MegalithError
+from megalith.tokenizers.base import Tokenizer
+from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer
-from megalith.tokenizers.names import TokenizerFiles
+from megalith.tokenizers.names import SENTENCE_PIECE, WORD_PIECE_TYPES, TokenizerFiles
+from megalith.tokenizers.sentencepiece import SentencePieceTokenizer
 
+Written = tuple[dict[str, Any], dict[str, bytes], tuple[str, ...]]
+"""Keys, files, notices."""
+SAMPLES = (
+    "Hello, world! It's 12:45.\n\n  def f(x): return x**2",
+    "naïve café – Größe, 数学 😀",
+    " leading",
+    "trailing ",
+)
+"""Texts that tokenizers of different kinds spell differently."""
 MARK = "nemo:"
 """What stands before the name of a member in a configuration."""
 VOCABULARY = "tokenizer_vocab_dict.json"
@@ -81,12 +94,69 @@ def _lay_down(archive: Archive, members: Mapping[str, str], folder: Path) -> dic
     contents = {field: archive.read(name) for field, name in members.items()}
     if "vocab_file" not in contents and "model" not in contents:
         contents["vocab_file"] = _lines(archive.read(VOCABULARY))
+    return _write_down(contents, folder)
+
+
+def as_files(path: Path | None, tokenizer: Tokenizer | None) -> Written:
+    """NeMo's keys of a tokenizer that lies at `path`, name → content of their files, and what to say where NeMo has none like it."""
+    keys = {"library": "megatron", "type": None, "model": None, "vocab_file": None, "merge_file": None}
+    if path is None or tokenizer is None:
+        return keys, {}, ()
+    contents = _contents(path, tokenizer)
+    if not contents or not _same(contents, tokenizer):
+        said = f"its tokenizer ({tokenizer.type}) stays behind: NeMo would make other ids of its files"
+        return keys, {}, (said,)
+    names = _names(contents)
+    library = "sentencepiece" if "model" in contents else "megatron"
+    keys |= {"library": library, "type": None if "model" in contents else tokenizer.type}
+    return keys | names, {names[field]: content for field, content in contents.items()}, ()
+
+
+def _contents(path: Path, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Field → content of the files that NeMo reads; empty where it reads none like them."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        file = path / NAMES["model"] if path.is_dir() else path
+        return {"model": file.read_bytes()} if file.is_file() else {}
+    if not isinstance(tokenizer, DefinedTokenizer):
+        return {}
+    ids = tokenizer.vocabulary
+    if tokenizer.type in WORD_PIECE_TYPES:
+        return {"vocab_file": _lines(json.dumps(ids).encode())}
+    if tokenizer.definition["model"].get("type") != "BPE":
+        return {}
+    pairs = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer.definition["model"]["merges"]
+    ]
+    merges = "".join(f"{pair}\n" for pair in ["#version: 0.2", *pairs])
+    return {"vocab_file": json.dumps(ids, ensure_ascii=False).encode(), "merge_file": merges.encode()}
+
+
+def _same(contents: Mapping[str, bytes], tokenizer: Tokenizer) -> bool:
+    """Does what is read back make the same ids?"""
+    folder = Temporary.folder()
+    try:
+        files = _write_down(contents, folder)
+        kind = SENTENCE_PIECE if "model" in contents else tokenizer.type
+        back = load_tokenizer(TokenizerFiles(type=kind, **files))  # type: ignore[arg-type]
+    except MegalithError:
+        return False
+    return all(back.encode(text) == tokenizer.encode(text) for text in SAMPLES) and (
+        back.vocab_size == tokenizer.vocab_size
+    )
+
+
+def _names(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """Field → what its file is called."""
     names = NAMES | ({"vocab_file": "vocab.json"} if "merge_file" in contents else {})
-    found = {}
-    for field, content in contents.items():
-        (folder / names[field]).write_bytes(content)
-        found[field] = str(folder / names[field])
-    return found
+    return {field: names[field] for field in contents}
+
+
+def _write_down(contents: Mapping[str, bytes], folder: Path) -> dict[str, str]:
+    """Field → path of its file in a folder."""
+    paths = {field: folder / name for field, name in _names(contents).items()}
+    for field, path in paths.items():
+        path.write_bytes(contents[field])
+    return {field: str(path) for field, path in paths.items()}
 
 
 def _lines(content: bytes) -> bytes:

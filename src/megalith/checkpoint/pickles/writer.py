@@ -59,13 +59,29 @@ def torch_chunks(content: Any) -> Iterator[Buffer]:
     return _chunks(pickler.program(content), pickler.tensors)
 
 
+def torch_size(content: Any) -> int:
+    """Bytes that `torch_chunks` makes of it; no tensor is read or made."""
+    pickler = Pickler()
+    program, zipped = pickler.program(content), _Zip()
+    sizes = [tensor_bytes(tensor) for tensor in pickler.tensors]
+    members = {"data.pkl": len(program), "byteorder": 6}
+    members |= {f"data/{number}": size for number, size in enumerate(sizes)}
+    for name, size in (members | {"version": 2}).items():
+        zipped.skip(name, size)
+    return zipped.size + len(zipped.directory())
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Bytes of a tensor that may be lazy."""
+    return math.prod(tensor.shape) * int(tensor.dtype.itemsize)
+
+
 def _chunks(program: bytes, tensors: list[Any]) -> Iterator[Buffer]:
     zipped = _Zip()
     yield from zipped.member("data.pkl", len(program), iter([program]))
     yield from zipped.member("byteorder", 6, iter([b"little"]))
     for number, tensor in enumerate(tensors):
-        size = math.prod(tensor.shape) * tensor.dtype.itemsize
-        yield from zipped.member(f"data/{number}", size, _bytes_of(tensor))
+        yield from zipped.member(f"data/{number}", tensor_bytes(tensor), _bytes_of(tensor))
     yield from zipped.member("version", 2, iter([b"3\n"]))
     yield zipped.directory()
 
@@ -184,19 +200,11 @@ class _Zip:
     """Members one after another, sizes and checksums after each and in the directory at the end (zip64 where needed)."""
 
     def __init__(self) -> None:
-        self._at = 0
+        self.size = 0
         self._entries: list[bytes] = []
 
     def member(self, name: str, size: int, content: Iterator[Buffer]) -> Iterator[Buffer]:
-        raw, header = f"{ROOT}{name}".encode(), self._at
-        wide = struct.pack("<2H2Q", 1, 16, 0, 0) if size >= _WIDE else b""
-        gap = -(header + 30 + len(raw) + len(wide) + 4) % ALIGNMENT
-        extra = wide + struct.pack("<2H", 0x4246, gap) + b"\0" * gap
-        yield (
-            struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, 0x808, 0, 0, 33, 0, 0, 0, len(raw), len(extra))
-            + raw
-            + extra
-        )
+        yield self._head(name, size)
         check = written = 0
         for block in content:
             view = memoryview(block).cast("B")
@@ -208,20 +216,37 @@ class _Zip:
                 yield piece
         if written != size:
             raise TypeError(f"{written} bytes of {name} where {size} were announced")
-        yield struct.pack("<4sI2Q" if wide else "<4s3I", b"PK\x07\x08", check, size, size)
-        self._at = header + 30 + len(raw) + len(extra) + size + (24 if wide else 16)
-        self._entries.append(_entry(raw, header, size, check))
+        yield self._tail(name, size, check)
+
+    def skip(self, name: str, size: int) -> None:
+        """As if it had been written."""
+        self._tail(name, size, 0)
+
+    def _head(self, name: str, size: int) -> bytes:
+        raw = f"{ROOT}{name}".encode()
+        wide = struct.pack("<2H2Q", 1, 16, 0, 0) if size >= _WIDE else b""
+        gap = -(self.size + 30 + len(raw) + len(wide) + 4) % ALIGNMENT
+        extra = wide + struct.pack("<2H", 0x4246, gap) + b"\0" * gap
+        fixed = struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, 0x808, 0, 0, 33, 0, 0, 0, len(raw), len(extra))
+        return fixed + raw + extra
+
+    def _tail(self, name: str, size: int, check: int) -> bytes:
+        """What stands behind a member, which is counted and listed now."""
+        self._entries.append(_entry(f"{ROOT}{name}".encode(), self.size, size, check))
+        tail = struct.pack("<4sI2Q" if size >= _WIDE else "<4s3I", b"PK\x07\x08", check, size, size)
+        self.size += len(self._head(name, size)) + size + len(tail)
+        return tail
 
     def directory(self) -> bytes:
         entries, count = b"".join(self._entries), len(self._entries)
-        end = self._at + len(entries)
+        end = self.size + len(entries)
         record = struct.pack(
-            "<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(entries), self._at
+            "<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(entries), self.size
         )
         locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
         short = min(count, 0xFFFF)
         tail = struct.pack(
-            "<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, min(len(entries), _WIDE), min(self._at, _WIDE), 0
+            "<4s4H2IH", b"PK\x05\x06", 0, 0, short, short, min(len(entries), _WIDE), min(self.size, _WIDE), 0
         )
         return entries + record + locator + tail
 
