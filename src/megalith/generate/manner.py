@@ -66,7 +66,7 @@ def manner_of(state: Mapping[str, Any], tokenizer: Tokenizer, bos: bool | None =
         return Manner((before,), (behind,))
     start, forced = _decoder(family, tokenizer, taught=any(around))
     said = state.get(DECODING) or {}
-    if "start" in said:
+    if "start" in said and "data_plan" not in state:
         start, forced = tuple(said["start"]), (said.get("first"), said.get("last"))
     return Manner(*around, start, _id(tokenizer, "eos", "a decoder ends with"), forced)
 

@@ -28,6 +28,7 @@ from megalith.models.config import ModelConfig
 from megalith.tokenizers.folders import VOCABULARIES
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -59,6 +60,7 @@ def open_folder(path: Path) -> Foreign:
         table=TABLES[kind],
         parts=tensors,
         tokenizer=find_tokenizer(path),
+        state=_decoding(path, values, FAMILIES[kind].ours),
         provenance={
             "format": "huggingface",
             "model_type": kind,
@@ -70,6 +72,19 @@ def open_folder(path: Path) -> Foreign:
         notices=(*notices, *_left_out(TABLES[kind], tensors, config)),
     )
     return with_heads(foreign)
+
+
+def _decoding(path: Path, values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """What a decoder's rows begin with, and the tokens forced on their ends: {"decoding": …}, or nothing where nothing is said."""
+    if family not in ("t5", "bart"):
+        return {}
+    usual = {"decoder_start_token_id": 2, "forced_eos_token_id": 2} if family == "bart" else {}
+    said = {**usual, **values, **(read_json(path / GENERATION) if (path / GENERATION).is_file() else {})}
+    start = said.get("decoder_start_token_id")
+    if not isinstance(start, int):
+        return {}
+    first, last = said.get("forced_bos_token_id"), said.get("forced_eos_token_id")
+    return {"decoding": {"start": [start], "first": first, "last": last}}
 
 
 def _adds_nothing(name: str, lazy: Lazy) -> bool:
