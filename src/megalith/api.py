@@ -23,7 +23,8 @@ def load(
     tokenizer: str | None = None,
     config_file: str | Path | None = None,
 ) -> Loaded:
-    """A model ready to read, with its tokenizer, from a local checkpoint of any format; nothing is downloaded.
+    """A model ready to read, with its tokenizer, from a local checkpoint of any format, or a published one by its name
+    (`megalith hub list`), which alone is fetched where it is not here yet.
 
     `device`: auto, cpu, cuda, cuda:N. `precision`: auto, 32, bf16-mixed, 64. `tokenizer`: a tokenizer.json or a folder with one,
     in place of the checkpoint's own. `config_file`: JSON or YAML with what a Megatron file does not say (num-attention-heads).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -119,23 +120,47 @@ def test_offline(mirror, run, monkeypatch):
     assert mirror.asked == []
 
 
-def test_commands_fetch_the_vocabulary_that_they_are_named(mirror, tmp_path, run, monkeypatch):
+@pytest.fixture
+def trained(mirror, tmp_path, monkeypatch):
+    """The mirror's `words` are the files of a tokenizer."""
     from megalith.tokenizers.train import TrainingOptions, train_bpe, write_trained
 
     write_trained(
         train_bpe(["a b ab ba"] * 9, TrainingOptions(260, 1, ("<|endoftext|>",))), tmp_path / "made"
     )
-    names = ("vocab.json", "merges.txt")
-    contents = [(tmp_path / "made" / name).read_bytes() for name in names]
-    files = tuple(published.file(*pair, known=True) for pair in zip(names, contents, strict=True))
-    mirror.files |= {f"/words/{name}": content for name, content in zip(names, contents, strict=True)}
+    contents = {name: (tmp_path / "made" / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    files = tuple(published.file(name, content, known=True) for name, content in contents.items())
+    mirror.files |= {f"/words/{name}": content for name, content in contents.items()}
     monkeypatch.setattr(catalogue, "ENTRIES", (replace(published.VOCABULARY, files=files),))
-    code, out, err = run("tokenizer", "encode", "--tokenizer", "words", "--text", "ab ba", "--json")
-    assert code == 0, err
-    assert json.loads(out)["bytes"] == 5
+
+
+BOTH = ["/words/vocab.json", "/words/merges.txt"]
+
+
+def test_tokenizer_fetches_the_vocabulary_that_it_is_named(trained, mirror, run):
+    for _ in range(2):
+        code, out, err = run("tokenizer", "encode", "--tokenizer", "words", "--text", "ab ba", "--json")
+        assert code == 0, err
+        assert json.loads(out)["bytes"] == 5
+    assert [path for path, _ in mirror.asked] == BOTH
+
+
+def test_preprocess_and_pretrain_do_too(trained, mirror, home, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.jsonl").write_text('{"text": "ab ba"}\n')
-    arguments = ["--input", str(tmp_path / "text.jsonl"), "--output-prefix", str(tmp_path / "out")]
+    arguments = ["--input", "text.jsonl", "--output-prefix", "out", "--append-eod"]
     code, _, err = run("data", "preprocess", *arguments, "--tokenizer-type", "words-by-alias")
     assert code == 0, err
-    assert (tmp_path / "out_text_document.bin").stat().st_size > 0
-    assert len(mirror.asked) == 2
+    assert [path for path, _ in mirror.asked] == BOTH
+    shutil.rmtree(home)
+    monkeypatch.setenv("MEGALITH_OFFLINE", "1")
+    keys = ["model.preset=gpt-nano", "model.tokenizer.type=words", "trainer.max_steps=1"]
+    for more in ([], ["--show-batch", "0"]):
+        command = [
+            "--config-name",
+            "megatron_gpt_config",
+            *keys,
+            "model.data.data_prefix=[out_text_document]",
+        ]
+        code, _, err = run("pretrain", "gpt", *command, *more)
+        assert (code, "words is not on this machine, and MEGALITH_OFFLINE" in err) == (2, True), err

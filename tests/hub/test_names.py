@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -96,7 +97,7 @@ def test_a_tokenizer_by_its_name(release, source):
 def test_files_win_over_a_name(release, tmp_path, monkeypatch):
     trained = tmp_path / "trained"
     files = {"vocab_file": str(trained / "vocab.json"), "merge_file": str(trained / "merges.txt")}
-    assert load_tokenizer(TokenizerFiles(type="megatron-gpt-345m", **files)).vocab_size == 270
+    assert load_tokenizer(TokenizerFiles(type="tiny", **files)).vocab_size == 270
     monkeypatch.chdir(tmp_path)
     trained.rename(tmp_path / "words")
     assert load_tokenizer("words").vocab_size == 270
@@ -107,3 +108,20 @@ def test_sentinels_and_roles_go_along(release):
     source = TokenizerFiles(type="words", num_sentinel_tokens=3, special_tokens={"pad": "<|endoftext|>"})
     loaded = load_tokenizer(source)
     assert (len(loaded.sentinels), loaded.special["pad"]) == (3, loaded.special["eod"])
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "ids"),
+    [
+        ("megatron-bert-uncased", "bert-large-uncased/vocab.txt", [7592, 2088]),
+        ("megatron-bert-cased", "bert-large-cased/vocab.txt", [8667, 1362]),
+    ],
+)
+def test_the_real_vocabularies_put_there_by_hand(home, real_data, monkeypatch, name, place, ids):
+    monkeypatch.setenv("MEGALITH_OFFLINE", "1")
+    case = name.rpartition("-")[2]
+    target = home / "hub" / place
+    target.parent.mkdir(parents=True)
+    shutil.copyfile(real_data("bert-vocab") / f"bert-base-{case}-vocab.txt", target)
+    obtain_vocabulary(name)
+    assert load_tokenizer(TokenizerConfig(type=name)).encode("Hello world") == ids

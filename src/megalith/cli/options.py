@@ -10,7 +10,8 @@ import typer
 Checkpoint = Annotated[
     str,
     typer.Option(
-        help="run or step folder; a folder of Hugging Face; what Megatron-LM or megatron-core saved"
+        help="run or step folder; a folder of Hugging Face; what Megatron-LM or megatron-core saved; a published name "
+        "(megalith hub list)"
     ),
 ]
 ConfigFile = Annotated[

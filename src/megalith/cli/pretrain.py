@@ -147,6 +147,7 @@ def _run(root: type[PretrainConfig], gathered: Gathered, show_batch: int | None)
     if show_batch is None:
         return _train(composed)
     _tell_notices(composed)
+    _find_vocabulary(composed.config)
     from megalith.tasks.show_batch import show
 
     return show(composed, show_batch)
@@ -155,6 +156,7 @@ def _run(root: type[PretrainConfig], gathered: Gathered, show_batch: int | None)
 def _train(composed: Composed[PretrainConfig]) -> int:
     """Alone, or as one of several processes, or by starting them. → exit code"""
     _find_data(composed.config)
+    _find_vocabulary(composed.config)
     from megalith.cli.again import again
     from megalith.tasks.processes import is_main, joined, to_spawn
 
@@ -177,6 +179,13 @@ def _find_data(config: PretrainConfig) -> None:
     for files in (data.shared_files, *map(data.own_files, PATH_KEYS)):
         for path in files.paths if files else ():
             existing_prefix(path)
+
+
+def _find_vocabulary(config: PretrainConfig) -> None:
+    """Fetches a published vocabulary that is not here yet: now, by one process, before others are started."""
+    from megalith.cli.hub import fetch_vocabulary
+
+    fetch_vocabulary(config.model.tokenizer)
 
 
 def _tell_notices(composed: Composed[PretrainConfig]) -> None:

@@ -36,7 +36,8 @@ class File:
 class Entry:
     """A model or a vocabulary. `opens`: the file in its folder that a reader is given; "" is the folder itself.
 
-    `vocabulary`: the entry whose files a model's text was made with. `tokenizer`: Megatron's type of a vocabulary.
+    `vocabulary`: the entry whose files a model's text was made with. `tokenizer`: Megatron's type of a vocabulary, and of a
+    model's that lies in its archive alone.
     `config`: Megatron's arguments that the files may not hold.
     """
 
@@ -109,9 +110,16 @@ def _biomegatron(case: str) -> tuple[Entry, Entry]:
     return weights, words
 
 
-def _nemo(name: str, archive: str, about: str, vocabulary: str = "") -> Entry:
-    file = File(archive, f"{_NGC}/nemo/{name}/versions/1/files/{archive}")
-    return Entry(name, "model", (file,), about=f"{about} (.nemo)", opens=archive, vocabulary=vocabulary)
+def _nemo(name: str, archive: str, about: str, *, vocabulary: str = "", tokenizer: str = "") -> Entry:
+    return Entry(
+        name,
+        "model",
+        (File(archive, f"{_NGC}/nemo/{name}/versions/1/files/{archive}"),),
+        about=f"{about} (.nemo)",
+        opens=archive,
+        vocabulary=vocabulary,
+        tokenizer=tokenizer,
+    )
 
 
 _CASES = ("uncased", "cased")
@@ -132,7 +140,7 @@ ENTRIES: tuple[Entry, ...] = (
             f"megatron_bert_345m_{case}",
             f"megatron_bert_345m_{case}.nemo",
             f"NVIDIA's BERT of 345M, {case}",
-            f"bert-large-{case}",
+            vocabulary=f"bert-large-{case}",
         )
         for case in _CASES
     ),
@@ -141,6 +149,7 @@ ENTRIES: tuple[Entry, ...] = (
             f"biomegatron345m_biovocab_{size}_{case}",
             f"BioMegatron345m-biovocab-{size}-{case}.nemo",
             f"NVIDIA's BERT of 345M on PubMed, {size} pieces of its own, {case}",
+            tokenizer=BERT_TYPES[case],
         )
         for size in ("30k", "50k")
         for case in _CASES
@@ -180,6 +189,12 @@ def vocabulary_of(name: str) -> Entry | None:
     """The vocabulary of that name, or that of the model of that name; None where it has none of its own here."""
     entry = entry_of(name)
     return entry_of(entry.vocabulary) if entry is not None and entry.kind == "model" else entry
+
+
+def tokenizer_type(name: str) -> str:
+    """Megatron's type of the vocabulary of that name, or of the model of that name; "" where nothing is published by it."""
+    entry = vocabulary_of(name) or entry_of(name)
+    return entry.tokenizer if entry is not None else ""
 
 
 def near(name: str, kind: str = "") -> list[str]:

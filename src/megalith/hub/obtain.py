@@ -16,12 +16,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from megalith.errors import CheckpointError, DataError
 from megalith.hub.catalogue import Entry, File, entry_of, vocabulary_of
-from megalith.hub.fetch import Patience, Source, fetch, forget
+from megalith.hub.fetch import CHUNK, Patience, Source, fetch, forget
 from megalith.hub.store import FORMAT_VERSION, RECORD, by_hand, hub_folder, installed, offline, url_of
 from megalith.hub.unpack import unpack
 
@@ -195,8 +196,7 @@ class _Download:
 
     def _check(self, file: File, path: Path, *, remove: bool) -> str:
         """SHA-256 of a file that is what was published. Errors: `DataError` where it is not."""
-        with open(path, "rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        found = self._digest(path, f"{file.name}: checksum")
         wanted = file.sha256 or self._trusted().get(file.name)
         if wanted is not None and found != wanted:
             who = "the published one" if file.sha256 else f"that of the first download ({self.trusted})"
@@ -207,6 +207,15 @@ class _Download:
             fix = "try again; a mirror (MEGALITH_HUB_URL) or a proxy may change files"
             raise DataError(f"{what}; what came was removed", where=url_of(self.entry, file), fix=fix)
         return found
+
+    def _digest(self, path: Path, label: str) -> str:
+        digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+        with open(path, "rb") as opened:
+            while chunk := opened.read(CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                self.watch.report(label, done, size)
+        return digest.hexdigest()
 
     def _trusted(self) -> dict[str, str]:
         try:
@@ -232,7 +241,10 @@ class _Download:
         beside = self.folder / UNPACKING
         shutil.rmtree(beside, ignore_errors=True)
         try:
-            names = [str(path.relative_to(beside)) for path in unpack(self.folder / file.name, beside)]
+            report = partial(self.watch.report, f"{file.name}: unpacking")
+            names = [
+                str(path.relative_to(beside)) for path in unpack(self.folder / file.name, beside, report)
+            ]
             for found in sorted(beside.iterdir()):
                 target = self.folder / found.name
                 if target.is_dir():

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from megalith.errors import DataError
 
+Report = Callable[[int, int], None]
+CHUNK = 1 << 20
 MEMBERS = 10_000
 RATIO, SMALL = 20, 1 << 24
 """Bytes out for bytes in, at most, and so many in any case: weights hardly shrink at all."""
 _PLAIN = (0, stat.S_IFREG, stat.S_IFDIR)
 
 
-def unpack(archive: Path, folder: Path) -> list[Path]:
+def unpack(archive: Path, folder: Path, report: Report) -> list[Path]:
     """Every file of `archive`, written below the new `folder`; all names are judged before anything is written.
+
+    `report` is told the bytes that are written, and how many there will be.
 
     Errors: `DataError` for damage, for members that are links or would lie outside, and for more than an honest file holds.
     """
@@ -29,7 +32,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             if problems := list(_problems(members, archive.stat().st_size)):
                 raise DataError("\n    ".join(["it is not unpacked:", *problems[:8]]), where=where)
             folder.mkdir(parents=True)
-            return [_write(opened, member, folder) for member in members if not member.is_dir()]
+            return list(_write(opened, members, folder, report))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
         raise DataError(f"is no zip that can be read ({error})", where=where) from None
 
@@ -55,12 +58,20 @@ def _problems(members: list[zipfile.ZipInfo], size: int) -> Iterator[str]:
         yield f"it has {len(members):,} members"
 
 
-def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> Path:
-    target = folder / PurePosixPath(member.filename)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        opened.open(member) as source,
-        open(target, "xb") as file,
-    ):  # reads no more than the member says, and its CRC
-        shutil.copyfileobj(source, file, 1 << 20)
-    return target
+def _write(
+    opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path, report: Report
+) -> Iterator[Path]:
+    done, total = 0, sum(member.file_size for member in members)
+    for member in members:
+        if member.is_dir():
+            continue
+        target = folder / PurePosixPath(member.filename)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            opened.open(member) as source,
+            open(target, "xb") as file,
+        ):  # no more than the member says; its CRC
+            while chunk := source.read(CHUNK):
+                done += file.write(chunk)
+                report(done, total)
+        yield target

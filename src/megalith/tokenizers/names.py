@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megalith.errors import UnsupportedError
-from megalith.hub.catalogue import vocabulary_of
+from megalith.hub.catalogue import tokenizer_type, vocabulary_of
 
 GPT2_BPE = "GPT2BPETokenizer"
 HUGGING_FACE = "HFTokenizer"
@@ -26,25 +26,7 @@ BUILT_TYPES = (GPT2_BPE, *WORD_PIECE_TYPES, *SENTENCE_PIECE_TYPES, HUGGING_FACE)
 LATER_TYPES = ("NullTokenizer",)
 LIBRARIES = ("megatron", "huggingface", "sentencepiece")
 LATER_LIBRARIES = ("byte-level", "tabular", "yttm")
-_ALIASES = {
-    "HuggingFaceTokenizer": HUGGING_FACE,
-    "megatron-gpt-345m": GPT2_BPE,
-    **{
-        name.format(case): kind
-        for case, kind in (("uncased", WORD_PIECE_LOWER), ("cased", WORD_PIECE_CASE))
-        for name in (
-            "megatron-bert-{}",
-            "megatron-bert-345m-{}",
-            "megatron_bert_345m_{}",
-            "biomegatron-bert-345m-{}",
-            "biomegatron345m_biovocab_30k_{}",
-            "biomegatron345m_biovocab_50k_{}",
-            "bert-base-{}",
-            "bert-large-{}",
-        )
-    },
-}
-"""Names of pretrained models whose tokenizers these types are, given the model's vocabulary."""
+_ALIASES = {"HuggingFaceTokenizer": HUGGING_FACE}
 FILE_KEYS = ("model", "vocab_file", "merge_file", "file")
 
 
@@ -107,7 +89,7 @@ def published_name(source: TokenizerSource) -> str | None:
 
 def known_type(name: str) -> str:
     """The canonical spelling of a type that is built; UnsupportedError for one that is not, or is not known."""
-    name = _ALIASES.get(name, name)
+    name = _ALIASES.get(name) or tokenizer_type(name) or name
     if name in BUILT_TYPES:
         return name
     if name in LATER_TYPES:

@@ -18,6 +18,7 @@ from megalith.checkpoint.foreign import Found, find, open_foreign
 from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.native import newest_verified, read_state, verify
 from megalith.errors import CheckpointError
+from megalith.hub.catalogue import entry_of
 from megalith.models.config import ModelConfig
 
 
@@ -88,7 +89,13 @@ def choose_start(
 
 def _origin(resume_from: str | Path | None, init_from: str | Path | None) -> dict[str, str]:
     given = {"resume_from_checkpoint": resume_from, "init_from": init_from}
-    return {key: str(Path(path).expanduser().absolute()) for key, path in given.items() if path}
+    return {key: _lasting(path) for key, path in given.items() if path}
+
+
+def _lasting(path: str | Path) -> str:
+    """What means the same from another folder, and on another machine where it is a published name."""
+    entry = None if Path(path).exists() else entry_of(str(path))
+    return entry.name if entry is not None else str(Path(path).expanduser().absolute())
 
 
 def _own(found: Found) -> Path:
