@@ -9,17 +9,25 @@ import torch
 from torch.nn.attention.bias import causal_lower_right
 
 from megalith.engine.batch import place, prepare
-from megalith.engine.objective import CausalLanguageModel
+from megalith.engine.objective import CausalLanguageModel, objective_of
 from megalith.errors import DataError
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.models.gpt import GPT
 from megalith.nn.attention import AttentionSpec
 from megalith.nn.cores import make_core
 from megalith.nn.dropout import Dropout
 from megalith.nn.position import RelativeBias
-from megalith.nn.visibility import Lookback, as_mask, triangle
+from megalith.nn.visibility import Lookaround, Lookback, as_mask, triangle
 from megalith.parallel.apply import build
-from megalith.parallel.context import Chunks, ContextDropout, ContextLookback, ContextSequenceDropout
+from megalith.parallel.context import (
+    Chunks,
+    ContextDropout,
+    ContextLookaround,
+    ContextLookback,
+    ContextSequenceDropout,
+)
 from megalith.parallel.layers import Shares
 from megalith.testing.parity import Case, make_batch
 from megalith.topology.sizes import Sizes
@@ -71,6 +79,30 @@ def test_chunks_see_what_these_rows_see_in_one_process(what):
             assert (sees.first, keys) == (first, end)
             assert torch.equal(numbers(as_mask(sees, end - first, end, CPU)), whole[:, :, first:end, :end])
             assert not whole[:, :, first:end, end:].isfinite().any()
+
+
+@pytest.mark.parametrize("what", ["plain", "padding", "bias"])
+@pytest.mark.parametrize("keys", [12, 24])
+def test_chunks_that_look_around_see_all_keys(what, keys):
+    """As many keys as queries, or those of another sequence."""
+    ranks, length = 3, 12
+    bias = RelativeBias(8, 6, 2, bidirectional=True)
+    torch.nn.init.normal_(bias.weight)
+    lengths = torch.tensor([keys, 5, 0])
+    options = {"plain": {}, "padding": {"lengths": lengths}, "bias": {"lengths": lengths, "bias": bias}}[what]
+    whole = as_mask(Lookaround()(length, keys, CPU, **options), length, keys, CPU)
+    for rank in range(ranks):
+        look = ContextLookaround()
+        look.chunks = Chunks(rank, ranks)
+        views = look(length // ranks, keys // ranks, CPU, **options)
+        for (first, end), (sees, seen) in zip(look.chunks.spans(length // ranks), views, strict=True):
+            assert (sees.first, seen) == (first, keys)
+            mask = as_mask(sees, end - first, keys, CPU)
+            if what == "plain":
+                assert mask is None
+            else:
+                wanted = whole[:, :, first:end] if what == "bias" else whole
+                assert torch.equal(numbers(mask), numbers(wanted))
 
 
 def numbers(mask):
@@ -134,6 +166,36 @@ def test_a_rank_is_given_its_chunks_and_the_counts_of_the_whole(rank_pool):
         assert "(core): ContextCore(\n" in text
         assert f"context=2, chunks {rank} and {3 - rank}\n" in text
         assert "ContextLookback(context=2)" in text
+
+
+def look_at_pairs(bert, t5):
+    """What one rank of two is given of two families' batches."""
+    topology = Topology.of(Sizes(context=2), "cpu")
+    with pytest.raises(DataError, match="10 encoder tokens cannot be cut into 4 equal chunks"):
+        place({**make_batch(t5, 0), "encoder_tokens": torch.zeros(16, 10, dtype=torch.long)}, topology)
+    return [
+        prepare(make_batch(case, 0), objective_of(case.model), topology, micro_batch_size=8)
+        for case in (bert, t5)
+    ]
+
+
+def test_types_are_cut_lengths_stay_and_an_encoder_has_places_of_its_own(rank_pool):
+    shape = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 64}
+    bert, t5 = (Case(kind(**shape), length=8, source=12) for kind in (BertConfig, EncoderDecoderConfig))
+    batch, pair = make_batch(bert, 0), make_batch(t5, 0)
+    for rank, (of_bert, of_t5) in enumerate(rank_pool.run(look_at_pairs, 2, bert, t5)):
+        places, sources = Chunks(rank, 2).places(4, CPU), Chunks(rank, 2).places(6, CPU)
+        mine, theirs = of_bert.micros[0], of_t5.micros[0]
+        assert torch.equal(mine["types"], batch["types"][:8, places])
+        assert torch.equal(mine["lengths"], batch["lengths"][:8])
+        order = batch["order"][:8]
+        assert (order >= 0).any()
+        assert torch.equal(mine["order"], order if rank == 0 else torch.full_like(order, -1))
+        assert of_bert.counts["sop"] == int((batch["order"] >= 0).sum()), "counted before, and once"
+        assert torch.equal(theirs["encoder_tokens"], pair["encoder_tokens"][:8, sources])
+        assert torch.equal(theirs["encoder_positions"], sources.expand(8, 6))
+        assert torch.equal(theirs["positions"], places.expand(8, 4))
+        assert torch.equal(theirs["encoder_lengths"], pair["encoder_lengths"][:8])
 
 
 def saved_bytes(case, sizes):

@@ -61,7 +61,7 @@ OTHERS = {
     "uneven stages": ["pp2"],
     "few micro-batches": ["pp4", "pp2×shard_all2"],
     "bert": ["tp2+sp", "pp2-interleaved", "shard_all2", "cp2", "tp2+sp×pp2", "cp2×tp2+sp"],
-    "bert original": ["tp2+sp", "pp2", "shard_grads2", "cp2×pp2"],
+    "bert original": ["tp2+sp", "pp2", "shard_grads2", "cp2"],
     "bert without order": ["tp2+sp", "cp2"],
     "bert recomputed": ["tp2+sp", "cp2"],
     "bert frozen": ["tp2+sp", "cp2-zero3"],
@@ -89,10 +89,10 @@ ROUNDING = {
         1e-4,
     ),
     "bf16": (["tp2+sp", "tp2×pp2", "cp2"], 4e-2),
-    "bert fp32": (["tp2+sp", "cp2"], 1e-4),
-    "bert bf16": (["tp2+sp", "cp2"], 4e-2),
-    "t5 fp32": (["tp2+sp", "cp2", "shard_all2"], 1e-4),
-    "t5 bf16": (["tp2+sp", "cp2"], 4e-2),
+    "bert fp32": (["tp2+sp"], 1e-4),
+    "bert bf16": (["tp2+sp"], 4e-2),
+    "t5 fp32": (["cp2", "shard_all2"], 1e-4),
+    "t5 bf16": (["cp2"], 4e-2),
 }
 
 
@@ -167,7 +167,7 @@ def test_compiled_blocks_equal_eager_ones_on_one_process(rank_pool, reference, l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["tp2+sp", "cp2", "shard_all2"])
+@pytest.mark.parametrize("layout", ["tp2+sp", "cp2"])
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_compiled_blocks_of_other_families(rank_pool, reference, name, layout):
     case = CASES[f"{name} compiled"]
