@@ -19,6 +19,7 @@ from megalith.engine.objective import Batch, Objective
 from megalith.errors import UnsupportedError
 from megalith.nn.dropout import sample_keys
 from megalith.parallel import data
+from megalith.parallel.context import PLACES
 from megalith.parallel.data import local_gradient
 from megalith.parallel.pipeline import Pipeline
 from megalith.topology.topology import Topology
@@ -42,10 +43,15 @@ class Forward:
         """Layers, and their parameters of whose gradient every tensor rank has a part."""
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The objective's; later stages, which see a part of the sequence, are told its length by the positions."""
+        """The objective's; later stages, which see a part of a sequence, are told its length by the positions."""
         x, kwargs = self.objective.inputs(batch)
-        if self.pipeline and self.topology.sizes.sequence_parallel and "positions" not in kwargs:
-            kwargs["positions"] = torch.arange(x.shape[1], device=x.device).expand(x.shape).contiguous()
+        if self.pipeline and self.topology.sizes.sequence_parallel:
+            for name, places in PLACES.items():
+                if name in batch and places not in kwargs:
+                    tokens = batch[name]
+                    kwargs[places] = (
+                        torch.arange(tokens.shape[1], device=x.device).expand_as(tokens).contiguous()
+                    )
         return x, kwargs
 
     def terms(self, batch: Batch, keys: torch.Tensor | None) -> dict[str, Any]:
@@ -122,8 +128,7 @@ def finish_gradients(forward: Forward, parameters: Mapping[str, nn.Parameter]) -
     topology = forward.topology
     for module, name in forward.partial:
         topology.sum(local_gradient(getattr(module, name)), "tensor")
-    for stage in forward.stages[:1]:  # what FSDP2 was not given is one module in all stages of a process
-        data.sum_gradients(stage, topology)
+    data.sum_gradients(forward.stages, topology)
     if forward.pipeline is not None:
         forward.pipeline.sum_shared_gradients(dict(parameters))
 

@@ -240,6 +240,11 @@ class ModelConfig(Section):
         )
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each tower, in the order in which pipeline stages have them."""
+        return (self.num_layers,)
+
+    @property
     def max_positions(self) -> int | None:
         """The longest sequence that the model can read at all; None when nothing but habit bounds it."""
         return self.max_position_embeddings if self.position_embedding_type == "learned_absolute" else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from megalith.models.encdec_config import EncoderDecoderConfig
-from megalith.models.stack import LanguageModel, Rule, Stack, init_rules
+from megalith.models.stack import INPUT, LanguageModel, Rule, Stack, init_rules
 from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_DECODER_EMBEDDING
 from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
@@ -23,12 +23,16 @@ from megalith.nn.loss import CrossEntropy, LossTerm
 
 
 class EncoderDecoder(LanguageModel):
-    """Layers of the decoder are numbered behind the encoder's for dropout, from 0 in names."""
+    """Layers of the decoder are numbered behind the encoder's for dropout and for pipeline stages, from 0 in names.
+
+    A stage holds a part of the encoder or of the decoder; `encoder` or `decoder` is then None.
+    """
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
         self.config: EncoderDecoderConfig = config
         self.first, self.last = True, True
+        self.gives = ("tokens",)
         self.compute_dtype: torch.dtype | None = None
         self.residual_dtype: torch.dtype | None = None
         width, rows = config.hidden_size, config.padded_vocab_size
@@ -37,8 +41,8 @@ class EncoderDecoder(LanguageModel):
         shared = config.share_position_embeddings
         if shared and config.position_embedding_type == "learned_absolute":
             self.position_embedding = PositionEmbedding(config.max_position_embeddings, width)
-        self.encoder = Stack(config, config.encoder_layers, own_positions=not shared)
-        self.decoder = Stack(
+        self.encoder: Stack | None = Stack(config, config.encoder_layers, own_positions=not shared)
+        self.decoder: Stack | None = Stack(
             config,
             config.decoder_layers,
             first_layer=config.encoder_layers,
@@ -58,24 +62,34 @@ class EncoderDecoder(LanguageModel):
 
     def forward(
         self,
-        encoder_tokens: torch.Tensor,
+        x: torch.Tensor,
+        memory: torch.Tensor | None = None,
         *,
         tokens: torch.Tensor,
         encoder_lengths: torch.Tensor | None = None,
         keys: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         encoder_positions: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """(B, S) tokens that the encoder reads, (B, T) that the decoder reads → the decoder's hidden states (B, T, D).
 
-        `encoder_lengths` (B,): tokens of each row before its padding, which nobody looks at, None: no padding; the decoder's
+        Pipeline stages pass the encoder's activations (B, S, D), at its end the memory; the decoder's pass (B, T, D) and the
+        memory. `encoder_lengths` (B,): tokens of each row before its padding, which nobody looks at, None: no padding; the decoder's
         rows may end in anything, for no token looks at what stands behind it. `keys` (B,) dropout keys of the samples (needed in
-        training with dropout); `positions` (B, T) and `encoder_positions` (B, S), None: from 0. Errors: `UnsupportedError` for
-        too long a sequence.
+        training with dropout); `positions` (B, T) and `encoder_positions` (B, S), None: from 0; they say how long the sequences
+        are where activations hold a part of them only. Errors: `UnsupportedError` for too long a sequence.
         """
-        memory = self.encode(encoder_tokens, encoder_lengths, keys, positions=encoder_positions)
-        source = encoder_tokens.shape[1]
-        return self.decode(tokens, memory, encoder_lengths, keys, source=source, positions=positions)
+        length = encoder_positions if encoder_positions is not None else x if memory is None else memory
+        hidden = None if memory is None else x
+        if self.encoder is not None:
+            x = self.encode(x, encoder_lengths, keys, positions=encoder_positions)
+        if self.decoder is None:
+            return x
+        memory, source = x if memory is None else memory, length.shape[1]
+        hidden = self.decode(
+            tokens, memory, encoder_lengths, keys, source=source, positions=positions, hidden=hidden
+        )
+        return hidden if self.last else (hidden, memory)
 
     def encode(
         self,
@@ -85,12 +99,14 @@ class EncoderDecoder(LanguageModel):
         *,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, S) tokens → the memory (B, S, D) that the decoder looks at."""
-        stack = self.encoder
+        """(B, S) tokens, on later stages (B, S, D) → the memory (B, S, D) that the decoder looks at, or what the next stage gets."""
+        stack, x = self.encoder, tokens
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         shared = stack.share(positions, tokens.device, lengths)
-        return stack.leave(stack.run(self.embed(stack, tokens, positions, keys), shared, keys))
+        if self.first:
+            x = self.embed(stack, tokens, positions, keys)
+        return stack.leave(stack.run(x, shared, keys))
 
     def decode(
         self,
@@ -101,17 +117,20 @@ class EncoderDecoder(LanguageModel):
         *,
         source: int | None = None,
         positions: torch.Tensor | None = None,
+        hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T) tokens and the memory (B, S, D) of an encoder that read `lengths` (B,) tokens → (B, T, D).
 
-        `source`: S, where the memory is a part of the sequence only.
+        `source`: S, where the memory is a part of the sequence only; `hidden` (B, T, D): what the decoder's stage before gave.
         """
         stack = self.decoder
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         across = stack.look_across(tokens.shape[1], source or memory.shape[1], tokens.device, lengths=lengths)
         shared = stack.share(positions, tokens.device)._replace(memory=memory, across=across)
-        return stack.leave(stack.run(self.embed(stack, tokens, positions, keys), shared, keys))
+        if hidden is None:
+            hidden = self.embed(stack, tokens, positions, keys)
+        return stack.leave(stack.run(hidden, shared, keys))
 
     def new_cache(
         self,
@@ -179,3 +198,27 @@ class EncoderDecoder(LanguageModel):
     def init_rules(self) -> list[Rule]:
         """As every model's; the depth that residual weights are scaled by is the encoder's on both sides, as Megatron's."""
         return init_rules(self.config, self.config.encoder_layers)
+
+    def cut(self, stage: int, stages: int, layers: range) -> None:
+        """Becomes pipeline stage number `stage` of `stages`, with these layers of one side: deletes what other stages hold.
+
+        The token table stays where either side begins and, tied, where the decoder ends; a relative bias on all stages of its side.
+        """
+        depth = self.config.encoder_layers
+        assert layers.stop <= depth or layers.start >= depth, "a stage works on one sequence"
+        self.first, self.last = stage == 0, stage == stages - 1
+        begins = layers.start in (0, depth)
+        if layers.start < depth:
+            self.decoder, self.gives = None, (INPUT,)
+            self.encoder.keep(layers, last=layers.stop == depth)
+        else:
+            self.encoder = None
+            self.takes = (INPUT,) if begins else ("tokens", INPUT)
+            self.gives = ("tokens",) if self.last else ("tokens", INPUT)
+            self.decoder.keep(range(layers.start - depth, layers.stop - depth), last=self.last)
+        if not begins:
+            self.position_embedding = None
+            if self.head is not None or not self.last:
+                del self.token_embedding
+        if not self.last:
+            self.head = self.output_bias = None

@@ -67,6 +67,10 @@ class EncoderDecoderConfig(ModelConfig):
         return self.decoder_num_layers or self.num_layers
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        return self.encoder_layers, self.decoder_layers
+
+    @property
     def decoder_ffn_size(self) -> int:
         """Inner width of the decoder's feed-forward layers."""
         return self.decoder_ffn_hidden_size or self.ffn_size

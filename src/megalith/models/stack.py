@@ -10,7 +10,9 @@ Legend: B batch, T time, S keys, D width
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -28,6 +30,8 @@ from megalith.nn.precision import set_compute_dtype
 from megalith.nn.visibility import Lookaround, Lookback, Visibility
 
 Rule = tuple[str, tuple[str, float] | float]
+INPUT = "input"
+"""The sequence that a model's first pipeline stage reads; others have the names of keyword arguments."""
 
 
 class Blocks(nn.ModuleDict):
@@ -57,7 +61,15 @@ def towers(stage: nn.Module) -> list[Blocks]:
 
 
 class LanguageModel(nn.Module):
-    """A table of tokens, a head over it, and the dtypes in which it computes: what a pass or a loader asks of any model."""
+    """A table of tokens, a head over it, and the dtypes in which it computes: what a pass or a loader asks of any model.
+
+    A pipeline stage `takes` and `gives` on hidden states of these sequences. `holders`: the stages that hold a parameter
+    which several of them do, by its name.
+    """
+
+    takes: tuple[str, ...] = (INPUT,)
+    gives: tuple[str, ...] = (INPUT,)
+    holders: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     config: ModelConfig
     token_embedding: TokenEmbedding
@@ -160,6 +172,14 @@ class Stack(nn.Module):
             layer_key = None if keys is None else layer_keys(keys, self.first_layer + int(layer))
             x = block(x, shared, layer_key, None if cache is None else cache.layer(i))
         return x
+
+    def keep(self, layers: range, *, last: bool) -> None:
+        """Becomes a part of itself, with these blocks: deletes what stands before the first and behind the last of all."""
+        self.blocks = Blocks({str(i): self.blocks[str(i)] for i in layers})
+        if layers.start > 0:
+            self.position_embedding = self.norm_embedding = None
+        if not last:
+            self.final_norm = None
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
         """The final norm, where there is one."""

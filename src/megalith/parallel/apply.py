@@ -36,11 +36,12 @@ def build(
     numbers, device = precision_of(precision), device or topology.device
     with torch.device("meta"):
         whole = model_class(config).to(numbers.parameters)
-    rules, stages = whole.init_rules(), split(whole, topology, len(named_blocks(whole)))
-    for stage in stages:
+    rules, stages = whole.init_rules(), split(whole, topology)
+    for stage in stages:  # all of them before any gets memory: they may share layers
         share_tensors(stage, topology)
         share_context(stage, topology)
         stage.set_compute_dtype(numbers.compute)
+    for stage in stages:
         for name, block in named_blocks(stage).items():
             materialise(block, rules, seed, device=device, prefix=f"{name}.")
             if compile:

@@ -13,6 +13,8 @@ Under a pipeline the schedule reduces after its last micro-batch, whatever the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -42,7 +44,7 @@ def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> 
         reshard_after_forward=reshard,
         mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
         offload_policy=_offload(topology),
-        ignored_params=set(summed_by_hand(module).values()),
+        ignored_params=set(summed_by_hand(module, topology).values()),
     )
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)
@@ -65,9 +67,20 @@ def data_mesh(topology: Topology) -> DeviceMesh:
     return mesh["replicate", "shard"] if sizes.copies > sizes.sharing else mesh["shard"]
 
 
-def summed_by_hand(stage: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that several stages of one process share, which FSDP2 cannot: their gradients are summed afterwards."""
-    return {name: p for name, p in stage.named_parameters() if name.startswith("relative_bias.")}
+def summed_by_hand(stage: nn.Module, topology: Topology) -> dict[str, nn.Parameter]:
+    """Parameters that several stages of one process share, which FSDP2 cannot: their gradients are summed afterwards.
+
+    Relative biases always, small as they are; of an encoder-decoder's tables those that some process has in two stages.
+    """
+    held, ranks = getattr(stage, "holders", {}), topology.size("pipeline")
+
+    def twice(name: str) -> bool:
+        stages = held.get(name, ())
+        return len({index % ranks for index in stages}) < len(stages)
+
+    return {
+        name: p for name, p in stage.named_parameters() if "relative_bias" in name.split(".") or twice(name)
+    }
 
 
 def begin_micro_batch(stage: nn.Module, topology: Topology, *, last: bool) -> None:
@@ -84,9 +97,10 @@ def reshard(stage: nn.Module) -> None:
             module.reshard()
 
 
-def sum_gradients(stage: nn.Module, topology: Topology) -> None:
-    """Over the data-parallel and context ranks, of the parameters that FSDP2 was not given."""
-    for parameter in summed_by_hand(stage).values():
+def sum_gradients(stages: Sequence[nn.Module], topology: Topology) -> None:
+    """Over the data-parallel and context ranks, of the parameters that FSDP2 was not given, each once."""
+    parameters = {name: p for stage in stages for name, p in summed_by_hand(stage, topology).items()}
+    for parameter in parameters.values():
         if parameter.grad is not None:
             topology.sum(local_gradient(parameter), "replicate", "shard", "context")
 

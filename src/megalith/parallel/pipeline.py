@@ -3,9 +3,16 @@
     rank 0   stage 0 (layers 0-1)   stage 2 (4-5)      with two stages a rank, stages go round the ranks
     rank 1   stage 1 (layers 2-3)   stage 3 (6-7)
 
+Of an encoder-decoder the first stages hold the encoder, whose end sends the memory, and the others the decoder, each of which
+passes it on with its own hidden states:
+
+    encoder ─ (B, S, D) ─▶ encoder ─ memory ─▶ decoder ─ (B, T, D), memory ─▶ decoder        and gradients back likewise
+
 Training runs on torch.distributed.pipelining; shapes are stated, so that it does not run a forward and backward to find them,
 and a schedule is kept for each (micro-batches, size, length). Evaluation sends activations stage by stage by itself: any
-number of micro-batches, no gradients. Knows a model that can `cut` itself. Knows no loss but as a function.
+number of micro-batches, no gradients. Knows models that can `cut` themselves and say what passes. Knows no loss but as a function.
+
+Legend: B batch, T time, S time of the encoder, D width
 """
 
 from __future__ import annotations
@@ -24,30 +31,55 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
 )
 
+from megalith.models.stack import INPUT, towers
+from megalith.nn.position import RelativeBias
 from megalith.parallel.data import local_gradient
 from megalith.parallel.stage import Stage
 from megalith.topology.topology import Topology
 
 Loss = Callable[[torch.Tensor, int], torch.Tensor]
 """(output of the last stage, number of the micro-batch) → scalar."""
+Lengths = tuple[tuple[str, int], ...]
+"""Of each sequence whose hidden states pass through the stages of a process."""
 
 
-def split(whole: nn.Module, topology: Topology, layers: int) -> list[nn.Module]:
+def split(whole: nn.Module, topology: Topology) -> list[nn.Module]:
     """The stages of a meta model that this process holds; the model itself without a pipeline.
 
-    What all stages need (a relative bias) is one module in all stages of a process.
+    What several stages need (a relative bias, a tied table) is one module in all stages of a process.
     """
     sizes = topology.sizes
     if sizes.pipeline == 1:
         return [whole]
-    stages = []
+    parts = sizes.layers_of(*map(len, towers(whole)))
+    found = holders(whole, parts)
+    stages: list[nn.Module] = []
     for index in range(topology.rank("pipeline"), sizes.stages, sizes.pipeline):
         stage = copy.deepcopy(whole)
-        stage.cut(index, sizes.stages, sizes.layers_of(layers)[index])  # type: ignore[operator]
-        if stages and getattr(stage, "relative_bias", None) is not None:
-            stage.relative_bias = stages[0].relative_bias
+        stage.cut(index, sizes.stages, parts[index])  # type: ignore[operator]
+        stage.holders = found  # type: ignore[assignment]
+        for name, held in found.items():
+            before = [i for i in held if i < index and i % sizes.pipeline == index % sizes.pipeline]
+            if index in held and before:
+                path = name.rpartition(".")[0]
+                stage.set_submodule(path, stages[before[0] // sizes.pipeline].get_submodule(path))
         stages.append(stage)
     return stages
+
+
+def holders(whole: nn.Module, parts: Sequence[range]) -> dict[str, list[int]]:
+    """Names of the parameters that several stages hold → these stages, which have `parts` of the layers."""
+    shell = copy.deepcopy(whole)
+    for tower in towers(shell):
+        for layer in tower:
+            tower[layer] = nn.Identity()
+    found: dict[str, list[int]] = {}
+    for index, layers in enumerate(parts):
+        stage = copy.deepcopy(shell)
+        stage.cut(index, len(parts), layers)  # type: ignore[operator]
+        for name, _ in stage.named_parameters():
+            found.setdefault(name, []).append(index)
+    return {name: stages for name, stages in sorted(found.items()) if len(stages) > 1}
 
 
 class Pipeline:
@@ -57,26 +89,32 @@ class Pipeline:
         self.stages, self.topology = list(stages), topology
         sizes, rank = topology.sizes, topology.rank("pipeline")
         self.indices = list(range(rank, sizes.stages, sizes.pipeline))
-        self._schedules: dict[tuple[int, int, int], tuple[Any, list[Loss]]] = {}
-        self.shared = self._shared_names()
+        self._schedules: dict[tuple[int, int, Lengths], tuple[Any, list[Loss]]] = {}
+        ranks = {
+            name: sorted({stage % sizes.pipeline for stage in held})
+            for name, held in self.stages[0].holders.items()
+        }
+        self.shared = {name: held for name, held in ranks.items() if len(held) > 1}
         """Names of parameters on several pipeline ranks → these ranks."""
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def step(self, tokens: torch.Tensor, kwargs: dict[str, torch.Tensor], count: int, loss: Loss) -> None:
         """Forward and backward of `count` micro-batches, cut from (B·count, …) tensors along dim 0, into `.grad`."""
-        schedule, cell = self._schedule((count, tokens.shape[0] // count, tokens.shape[1]))
+        schedule, cell = self._schedule((count, tokens.shape[0] // count, self._lengths(tokens, kwargs)))
         cell[:] = [loss]
         numbers = torch.arange(count) if self.stages[-1].last else None
         arguments = (tokens,) if self.stages[0].first else ()
         schedule.step(*arguments, target=numbers, return_outputs=False, **kwargs)
         cell.clear()
 
-    def _schedule(self, key: tuple[int, int, int]) -> tuple[Any, list[Loss]]:
+    def _schedule(self, key: tuple[int, int, Lengths]) -> tuple[Any, list[Loss]]:
         if key not in self._schedules:
-            count, size, length = key
+            count, size, lengths = key
             cell: list[Loss] = []
-            stages = [self._stage(i, m, size, length) for i, m in zip(self.indices, self.stages, strict=True)]
+            stages = [
+                self._stage(i, m, size, lengths) for i, m in zip(self.indices, self.stages, strict=True)
+            ]
             name = self.topology.sizes.schedule
             # With fewer micro-batches than stages (a batch that ramps up), every forward is warm-up: 1f1b is GPipe there.
             few = count < self.topology.sizes.stages
@@ -96,25 +134,40 @@ class Pipeline:
             )
         return self._schedules[key]
 
-    def _stage(self, index: int, model: nn.Module, size: int, length: int) -> Stage:
-        activation = self._activation(size, length, "meta").requires_grad_()
-        tokens = torch.empty(size, length, dtype=torch.long, device="meta")
-        return Stage(
+    def _stage(self, index: int, model: nn.Module, size: int, lengths: Lengths) -> Stage:
+        tokens = torch.empty(size, dict(lengths)[INPUT], dtype=torch.long, device="meta")
+        taken = self._message(model.takes, size, lengths, "meta")
+        given = self._message(model.gives, size, lengths, "meta")
+        stage = Stage(
             model,
             index,
             self.topology.sizes.stages,
             self.topology.device,
-            input_args=tokens if model.first else activation,
-            output_args=activation,
+            input_args=(tokens,) if model.first else tuple(part.requires_grad_() for part in taken),
+            output_args=tuple(part.requires_grad_() for part in given),
             group=self.topology.group("pipeline"),
         )
+        begins = not set(model.gives) <= set(model.takes)
+        stage.undivided = begins or any(isinstance(module, RelativeBias) for module in model.modules())
+        return stage
 
-    def _activation(self, size: int, length: int, device: torch.device | str) -> torch.Tensor:
-        """What passes between stages: (B, T, D), or this rank's part of the sequence."""
+    def _lengths(self, tokens: torch.Tensor, kwargs: dict[str, torch.Tensor]) -> Lengths:
+        named = {**kwargs, INPUT: tokens}
+        passing = {INPUT, *(name for model in self.stages for name in (*model.takes, *model.gives))}
+        return tuple((name, named[name].shape[1]) for name in sorted(passing))
+
+    def _message(
+        self, names: Sequence[str], size: int, lengths: Lengths, device: torch.device | str
+    ) -> list[torch.Tensor]:
+        """What passes between stages: of each sequence (B, T, D), or this rank's part of it."""
         model, sizes = self.stages[0], self.topology.sizes
         dtype = model.residual_dtype or next(model.parameters()).dtype
-        time = length // sizes.tensor if sizes.sequence_parallel else length
-        return torch.empty(size, time, model.config.hidden_size, dtype=dtype, device=device)  # type: ignore[union-attr]
+        parts = sizes.tensor if sizes.sequence_parallel else 1
+        width = model.config.hidden_size  # type: ignore[union-attr]
+        return [
+            torch.empty(size, dict(lengths)[name] // parts, width, dtype=dtype, device=device)
+            for name in names
+        ]
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -123,29 +176,21 @@ class Pipeline:
         """One micro-batch through all stages. → the last stage's output on the rank that holds it, else None."""
         group, sizes = self.topology.group("pipeline"), self.topology.sizes
         rank = self.topology.rank("pipeline")
-        output: torch.Tensor | None = None
+        lengths = self._lengths(tokens, kwargs)
+        output: Any = None
         for model in self.stages:
-            x = tokens
+            taken = [tokens]
             if not model.first:
-                x = self._activation(*tokens.shape[:2], self.topology.device)
-                dist.recv(x, group=group, group_src=(rank - 1) % sizes.pipeline)
-            output = model(x, **kwargs)
+                taken = self._message(model.takes, len(tokens), lengths, self.topology.device)
+                for part in taken:
+                    dist.recv(part, group=group, group_src=(rank - 1) % sizes.pipeline)
+            output = model(*taken, **kwargs)
             if not model.last:
-                dist.send(output.contiguous(), group=group, group_dst=(rank + 1) % sizes.pipeline)
+                for part in output if isinstance(output, tuple) else (output,):
+                    dist.send(part.contiguous(), group=group, group_dst=(rank + 1) % sizes.pipeline)
         return output if self.stages[-1].last else None
 
     # -- parameters on several stages ----------------------------------------------------------------------------
-
-    def _shared_names(self) -> dict[str, list[int]]:
-        group = self.topology.group("pipeline")
-        mine = [name for stage in self.stages for name, _ in stage.named_parameters()]
-        everyone: list[Any] = [None] * self.topology.size("pipeline")
-        dist.all_gather_object(everyone, mine, group=group)
-        holders: dict[str, list[int]] = {}
-        for rank, names in enumerate(everyone):
-            for name in dict.fromkeys(names):
-                holders.setdefault(name, []).append(rank)
-        return {name: ranks for name, ranks in sorted(holders.items()) if len(ranks) > 1}
 
     def counts(self, name: str) -> bool:
         """Is this process the one that counts the parameter in a norm?"""
@@ -154,27 +199,25 @@ class Pipeline:
     def sum_shared_gradients(self, parameters: dict[str, nn.Parameter]) -> None:
         """Add up the gradients of a parameter over the ranks that hold it, so that all of them go on with the same bits."""
         rank, group = self.topology.rank("pipeline"), self.topology.group("pipeline")
-        for name, holders in self.shared.items():
-            if rank not in holders or not parameters[name].requires_grad:
+        for name, ranks in self.shared.items():
+            if rank not in ranks or not parameters[name].requires_grad:
                 continue
             gradient = local_gradient(parameters[name])
-            if len(holders) == self.topology.size("pipeline"):
+            if len(ranks) == self.topology.size("pipeline"):
                 dist.all_reduce(gradient, group=group)
             else:
-                (peer,) = set(holders) - {rank}
-                _exchange(gradient, peer, group)
+                _exchange(gradient, rank, ranks, group)
 
 
-def _exchange(gradient: torch.Tensor, peer: int, group: Any) -> None:
-    """gradient += the peer's, on both sides."""
-    other = torch.empty_like(gradient)
+def _exchange(gradient: torch.Tensor, rank: int, ranks: Sequence[int], group: Any) -> None:
+    """Every rank's becomes the sum over `ranks`, added up in their order: the same bits everywhere."""
     mine = gradient.contiguous()
-    works = dist.batch_isend_irecv(
-        [
-            dist.P2POp(dist.isend, mine, group=group, group_peer=peer),
-            dist.P2POp(dist.irecv, other, group=group, group_peer=peer),
-        ]
-    )
-    for work in works:
+    parts = {peer: mine if peer == rank else torch.empty_like(mine) for peer in ranks}
+    operations = []
+    for peer in ranks:
+        if peer != rank:
+            operations.append(dist.P2POp(dist.isend, mine, group=group, group_peer=peer))
+            operations.append(dist.P2POp(dist.irecv, parts[peer], group=group, group_peer=peer))
+    for work in dist.batch_isend_irecv(operations):
         work.wait()
-    gradient.add_(other)
+    gradient.copy_(sum(parts.values()))  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ torch's stage takes memory for the activation and the gradient of every micro-ba
 192 micro-batches in a pipeline of 16 take twelve times what is ever in flight. Here asking for a message takes its
 memory, and what uses it (a graph, a backward) is all that holds it.
 
+And one that does its backward in one go where torch's halves, by inputs and by weights (zero_bubble), would go wrong.
+
 Knows torch's stage. Knows no schedule, and no message but plain tensors.
 """
 
@@ -19,7 +21,23 @@ from torch.distributed.pipelining import PipelineStage
 
 
 class Stage(PipelineStage):
-    """torch's stage; between micro-batches its buffers are shapes without memory."""
+    """torch's stage; between micro-batches its buffers are shapes without memory.
+
+    `undivided`: a part of its forward does not depend on what it is given (a decoder's first stage embeds tokens of its own; all
+    layers add one relative bias). torch's backward by weights starts from what depends on the inputs, and would pass
+    that part more than once.
+    """
+
+    undivided = False
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        super().backward_one_chunk(bwd_chunk_id, loss, full_backward or self.undivided, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        if not self.undivided:
+            super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
 
     # -- making the schedule -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from math import gcd, lcm
 from typing import Literal
 
@@ -27,6 +28,8 @@ KEYS = {
     "shard": "data-parallel shards",
 }
 """What the user calls each size."""
+SPLIT = "pipeline_model_parallel_split_rank"
+"""What the user calls `Sizes.pipeline_split`."""
 
 PipelineSchedule = Literal["1f1b", "interleaved", "zero_bubble"]
 POLICIES = ("replicate", "shard_optimizer", "shard_grads", "shard_all")
@@ -35,18 +38,31 @@ POLICIES = ("replicate", "shard_optimizer", "shard_grads", "shard_all")
 
 @dataclass(frozen=True)
 class Divisible:
-    """The numbers of a model and its batch that parallel sizes must divide; None: not known, not checked."""
+    """The numbers of a model and its batch that parallel sizes must divide; None: not known, not checked.
 
-    layers: int | None = None
+    Of an encoder-decoder `layers` and `length` are pairs, the encoder's first.
+    """
+
+    layers: int | tuple[int, ...] | None = None
     heads: int | None = None
     kv_heads: int | None = None
     ffn: int | None = None
     vocab: int | None = None
     """Rows of the padded token table."""
     experts: int | None = None
-    length: int | None = None
+    length: int | tuple[int, ...] | None = None
     micro_batch: int | None = None
     global_batch: int | None = None
+
+    @property
+    def towers(self) -> tuple[int, ...]:
+        """Layers of each tower; none when they are not known."""
+        return _each(self.layers)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the sequences that a sample has."""
+        return _each(self.length)
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,9 @@ class Sizes:
     `replicate` × `shard` is the data-parallel size; `zero_stage` 0 keeps everything whole, 1–3 share optimizer state,
     gradients and weights among the `shard` ranks and their context ranks, which hold the same weights. `layers` are the
     numbers of layers of each stage, first to last (None: as even as they can be). `overlap` starts reducing gradients while backward still runs.
+
+    An encoder-decoder has two towers, and no stage holds layers of both: the first `pipeline_split` stages hold the encoder's,
+    the others the decoder's (None: in proportion to their layers).
     """
 
     tensor: int = 1
@@ -69,6 +88,7 @@ class Sizes:
     zero_stage: int = 0
     schedule: PipelineSchedule = "1f1b"
     layers: tuple[int, ...] | None = None
+    pipeline_split: int | None = None
     overlap: bool = True
     offload: bool = False
     """Keep what data-parallel ranks share in the host's memory."""
@@ -92,13 +112,29 @@ class Sizes:
         """Number of pipeline stages, over all ranks."""
         return self.pipeline * self.virtual_pipeline
 
-    def layers_of(self, layers: int) -> list[range]:
-        """Which of `layers` layers each stage has."""
+    def stages_of(self, *towers: int) -> tuple[int, ...]:
+        """How many stages hold each of the towers with so many layers. One stage holds all there is."""
+        if self.stages == 1 or len(towers) == 1:
+            return (self.stages,)
+        first, second = towers
+        if self.pipeline_split is not None:
+            split = self.pipeline_split
+        elif self.layers is not None:
+            split = sum(end <= first for end in accumulate(self.layers))
+        else:  # a half goes to the decoder, whose layers are the heavier ones
+            split = -((first + second - 2 * self.stages * first) // (2 * (first + second)))
+            split = min(max(split, 1, self.stages - second), self.stages - 1, first)
+        return split, self.stages - split
+
+    def layers_of(self, *towers: int) -> list[range]:
+        """Which layers each stage has, of one tower or two with so many layers, which are counted through."""
+        depths = towers if self.stages > 1 else (sum(towers),)
         counts = self.layers or [
-            layers * (i + 1) // self.stages - layers * i // self.stages for i in range(self.stages)
+            depth * (i + 1) // stages - depth * i // stages
+            for depth, stages in zip(depths, self.stages_of(*depths), strict=True)
+            for i in range(stages)
         ]
-        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-        return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        return [range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
     @property
     def data(self) -> int:
@@ -184,21 +220,44 @@ class Sizes:
                 "interleaving needs a pipeline",
                 f"{KEYS['pipeline']} ≥ 2, or 1 here",
             )
-        where = f"{KEYS['pipeline']} × {KEYS['virtual_pipeline']}"
         if self.layers is None:
-            if numbers.layers is not None and self.stages > numbers.layers:
-                what = f"{self.stages} stages for {numbers.layers} layers"
-                yield Problem(where, what, f"at most {numbers.layers}")
+            yield from self._even_stage_problems(numbers.towers)
             return
-        given = ", ".join(map(str, self.layers))
+        given, whole = ", ".join(map(str, self.layers)), sum(numbers.towers)
         if len(self.layers) != self.stages:
             what = f"{len(self.layers)} numbers of layers ({given}) for {self.stages} stages"
             yield Problem("pipeline_layers", what, f"{self.stages} numbers")
         if min(self.layers, default=1) < 1:
             yield Problem("pipeline_layers", f"a stage without layers ({given})", "numbers from 1 up")
-        if numbers.layers is not None and sum(self.layers) != numbers.layers:
-            what = f"{given} make {sum(self.layers)} layers, the model has {numbers.layers}"
-            yield Problem("pipeline_layers", what, f"numbers that add up to {numbers.layers}")
+        if numbers.towers and sum(self.layers) != whole:
+            what = f"{given} make {sum(self.layers)} layers, the model has {whole}"
+            yield Problem("pipeline_layers", what, f"numbers that add up to {whole}")
+        elif len(numbers.towers) == 2 and self.stages > 1:
+            yield from self._split_problems(numbers.towers, self.layers)
+
+    def _even_stage_problems(self, towers: tuple[int, ...]) -> Iterator[Problem]:
+        where = f"{KEYS['pipeline']} × {KEYS['virtual_pipeline']}"
+        if towers and self.stages > sum(towers):
+            what = f"{self.stages} stages for {' + '.join(map(str, towers))} layers"
+            yield Problem(where, what, f"at most {sum(towers)}")
+        elif len(towers) == 2 and self.stages > 1 and self.pipeline_split is not None:
+            first, second = towers
+            low, high = max(1, self.stages - second), min(first, self.stages - 1)
+            if not low <= self.pipeline_split <= high:
+                what = f"{self.pipeline_split} of {self.stages} stages for the encoder's {first} layers, the rest for the decoder's {second}"
+                yield Problem(SPLIT, what, f"{low}" if low == high else f"{low} to {high}")
+
+    def _split_problems(self, towers: tuple[int, ...], layers: tuple[int, ...]) -> Iterator[Problem]:
+        """A stage works on one sequence: it has layers of the encoder, or of the decoder."""
+        first, second = towers
+        ends, given = list(accumulate(layers)), ", ".join(map(str, layers))
+        if first not in ends:
+            what = f"with {given} a stage has layers of the encoder, which has {first}, and of the decoder"
+            fix = f"numbers of which the first few add up to {first} and the others to {second}"
+            yield Problem("pipeline_layers", what, fix)
+        elif self.pipeline_split not in (None, split := ends.index(first) + 1):
+            what = f"{self.pipeline_split}, but with pipeline_layers {given} the encoder has {split} stages"
+            yield Problem(SPLIT, what, f"{split} or null")
 
     def _schedule_problems(self, compiled: bool) -> Iterator[Problem]:
         """Which schedules exist for which stages, and what torch 2.13 cannot do (the weight half of a split backward
@@ -234,9 +293,11 @@ class Sizes:
         yield from self._divides("expert", numbers.experts, "experts")
         yield from self._divides("expert", self.data, "data-parallel size")
         if self.context > 1:
-            yield from self._context_problems(numbers.length or 0)
+            for length in numbers.lengths:
+                yield from self._context_problems(length)
         elif self.sequence_parallel:
-            yield from self._divides("tensor", numbers.length, "sequence length (sequence_parallel)")
+            for length in numbers.lengths:
+                yield from self._divides("tensor", length, "sequence length (sequence_parallel)")
 
     def _context_problems(self, length: int) -> Iterator[Problem]:
         """Every rank takes an early and a late chunk, so that causal work is even; tensor ranks cut both together."""
@@ -303,6 +364,12 @@ class Sizes:
             if getattr(self, axis) > 1
         ]
         return " × ".join(parts) or "one process"
+
+
+def _each(number: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    if number is None:
+        return ()
+    return (number,) if isinstance(number, int) else number
 
 
 def legal(number: int) -> str:
