@@ -80,10 +80,7 @@ def _sees(path: Path, content: str | None) -> bool:
     while True:
         with suppress(OSError):
             os.listdir(path.parent)  # lets a network file system look again
-            if path.exists() and content in (
-                None,
-                path.read_text(encoding="utf-8") if path.is_file() else None,
-            ):
+            if path.exists() and (content is None or path.read_text(encoding="utf-8") == content):
                 return True
         if time.monotonic() > end:
             return False
