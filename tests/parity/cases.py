@@ -74,7 +74,7 @@ GATED = {**T5, "activation": "geglu", "share_embeddings_and_output_weights": Fal
 BART = {
     "transformer_block_type": "post_ln",
     "share_position_embeddings": False,
-    "decoder_num_layers": 1,
+    "decoder_num_layers": 3,
     "decoder_ffn_hidden_size": 40,
 }
 

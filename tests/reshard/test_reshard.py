@@ -45,8 +45,15 @@ BERT_RING = [
     "cp2×shard_all2",
     "tp2+sp×pp2",
 ]
-ENCODER_DECODER_RING = ["tp2+sp", "cp2×shard_all2", "one", "cp4", "shard_all2", "tp2+sp"]
-"""Without a pipeline."""
+ENCODER_DECODER_RING = [
+    "pp2-interleaved",
+    "cp2×shard_all2",
+    "one",
+    "tp2+sp",
+    "cp2×pp2",
+    "shard_all2",
+    "pp2-interleaved",
+]
 CASES = {
     "tied": (Case(model()), RING),
     "untied, grouped": (Case(model(**LLAMA, num_attention_heads=4), micro_batch=1), UNTIED_RING),

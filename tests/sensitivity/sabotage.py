@@ -17,6 +17,7 @@ from megalith.engine import batch as batches
 from megalith.engine import engine as engines
 from megalith.engine.engine import Engine
 from megalith.engine.step import Forward
+from megalith.models.encdec import EncoderDecoder
 from megalith.models.heads import Pooler
 from megalith.nn.attention import CrossAttention
 from megalith.nn.dropout import Dropout, ProbabilityDropout
@@ -345,6 +346,20 @@ def keys_across(patch: Patch) -> None:
                 module.core.__class__ = OwnKeys
 
     patch.setattr(apply, "share_context", alone)
+
+
+@sabotage
+def memory_gradient(patch: Patch) -> None:
+    """What later stages of a decoder want of the encoder's output is forgotten."""
+    decode = EncoderDecoder.decode
+
+    def forgetful(self: Any, tokens: torch.Tensor, memory: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        if options.get("hidden") is not None and memory.requires_grad:
+            memory = memory.view_as(memory)
+            memory.register_hook(torch.zeros_like)
+        return decode(self, tokens, memory, *rest, **options)
+
+    patch.setattr(EncoderDecoder, "decode", forgetful)
 
 
 @sabotage

@@ -20,6 +20,8 @@ PARTS_OF_A_SEQUENCE = re.compile(
     r"norm|(attention\.out|cross\.out|mlp\.down)\.bias$|^(\w+\.)?(position|type)_embedding|^lm_head"
 )
 """Parameters that every tensor rank holds whole and applies to its own part of the sequence."""
+TABLES = re.compile(r"(token|position)_embedding\.")
+"""Parameters that stages at several places of a pipeline may hold."""
 OF_THE_FIRST_POSITION = re.compile(r"^(pooler|binary_head)\.")
 """Parameters that see the first position alone, which one part of the sequence has."""
 
@@ -127,10 +129,10 @@ def _gradients(
     if loss:
         text = "dropout masks that depend on the layout, or the division of the loss: training differs, evaluation agrees"
         return Cause("training", text)
-    if all(name.startswith("token_embedding") for name in names):
-        return Cause(
-            "tied", "the tied token table: the first and the last stage do not add up their gradients"
-        )
+    tables = [name.startswith("token_embedding") for name in names]
+    if all(tables) or (any(tables) and all(TABLES.match(name) for name in names)):
+        text = "the tied token table, or positions that both sides read: the stages that hold it do not add up their gradients"
+        return Cause("tied", text)
     if all("relative_bias." in name for name in names):
         text = "the relative bias: its gradient is not summed over the stages that share it, or over the data and context ranks"
         return Cause("relative bias", text)
