@@ -14,7 +14,9 @@ import yaml
 from megalith.checkpoint.convert.certificate import Failed
 from megalith.checkpoint.convert.convert import Plan, convert
 from megalith.checkpoint.convert.to_megatron import Sizes
+from megalith.checkpoint.convert.verify import is_converted, problems_of_conversion
 from megalith.checkpoint.foreign import open_foreign
+from megalith.checkpoint.formats.nemo_archive import open_archive
 from megalith.errors import CheckpointError
 from tests.golden import tiny
 from tests.golden.nemo_files import GPT, Layout, gpt_keys, place, state_dict, write
@@ -94,6 +96,21 @@ def test_the_certificate_lists_every_member(tmp_path):
         name: len(content) for name, content in found.items()
     }
     assert certificate["source"]["files"].keys() == {str(source)}
+
+
+def test_an_archive_is_verified_by_its_certificate(tmp_path):
+    source = write(tmp_path / "source.nemo", from_gpt2(tiny.gpt2()), Layout(), gpt_keys())
+    out = tmp_path / "out.nemo"
+    exported(source, out, 2, 1)
+    assert is_converted(out)
+    assert not is_converted(source)
+    assert problems_of_conversion(out) == []
+    member = open_archive(out).members["mp_rank_01/model_weights.ckpt"]
+    with open(out, "r+b") as file:
+        file.seek(member.offset + member.length // 2)
+        file.write(b"other")
+    (problem,) = problems_of_conversion(out)
+    assert problem.startswith("mp_rank_01/model_weights.ckpt: its content changed")
 
 
 def test_grouped_queries_are_refused(tmp_path):

@@ -83,7 +83,7 @@ def _inspect_foreign(path: Path, config_file: str | None) -> tuple[list[tuple[st
 
 @app.command()
 def verify(path: Where) -> None:
-    """Reads every byte of a checkpoint (of a run: of all its checkpoints; of a conversion: of its folder) and compares it with
+    """Reads every byte of a checkpoint (of a run: of all its checkpoints; of a conversion: of its folder or archive) and compares it with
     what was saved.
 
     Exit code 1 when anything differs. Example: megalith checkpoint verify nemo_experiments/megatron_gpt
