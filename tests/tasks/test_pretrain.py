@@ -1,4 +1,7 @@
-"""`megalith pretrain gpt` on a nano corpus, whole: begin, go on, lengthen, change the batch, begin from weights."""
+"""`megalith pretrain` on a nano corpus, whole: begin, go on, lengthen, change the batch, begin from weights.
+
+What a family could do otherwise runs for each; what all have in common, for GPT.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,26 @@ from safetensors.torch import load_file
 
 from megalith.errors import EXIT_SUCCESS, CheckpointError, ConfigError, MegalithError
 
-from .nano import BATCH, LENGTH, losses, make_corpus, overrides, pretrain, rows, steps_in
+from .nano import (
+    BATCH,
+    FAMILIES,
+    TOKENS,
+    family_of,
+    losses,
+    make_corpus,
+    overrides,
+    pretrain,
+    rows,
+    steps_in,
+)
 
 RELATIVE = "exp_manager.checkpoint_callback_params"
+each_family = pytest.mark.parametrize("corpus", FAMILIES, indirect=True)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
+def corpus(request, tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), getattr(request, "param", "gpt"))
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +47,20 @@ def whole(corpus, tmp_path_factory):
     return folder, text
 
 
-def test_a_run_trains_logs_and_saves(whole):
+@each_family
+def test_a_run_trains_logs_and_saves(corpus, whole):
     folder, text = whole
+    family = family_of(corpus)
     found = losses(folder)
     assert list(found) == list(range(1, 13))
     assert found[12] < found[1]
     assert list(losses(folder, "val_loss")) == [4, 8, 12]
     assert rows(folder)[-1]["consumed_samples"] == 12 * BATCH
-    assert rows(folder)[-1]["consumed_tokens"] == 12 * BATCH * LENGTH
+    assert rows(folder)[-1]["consumed_tokens"] == 12 * BATCH * TOKENS[family]
     assert steps_in(folder) == [4, 8, 12]  # after each validation
     links = {p.name for p in (folder / "checkpoints").iterdir() if p.is_symlink()}
     last = losses(folder, "val_loss")[12]
-    assert f"megatron_gpt--val_loss={last:.2f}-step=12-consumed_samples={12 * BATCH}.0-last" in links
+    assert f"megatron_{family}--val_loss={last:.2f}-step=12-consumed_samples={12 * BATCH}.0-last" in links
     for word in ("parameters", "tokens, ", "from new weights", "done: step 12 of 12, validation loss"):
         assert word in text
     names = {p.name for p in folder.iterdir()}
@@ -53,12 +70,33 @@ def test_a_run_trains_logs_and_saves(whole):
         "metrics.jsonl",
         "megalith_log_globalrank-0_localrank-0.txt",
     } <= names
+    assert_terms(family, folder, text)
     step = folder / "checkpoints/step_0000012"
     assert {p.name for p in (step / "tokenizer").iterdir()} >= {"tokenizer.json"}
     state = json.loads((step / "state.json").read_text())
     assert {"architecture", "data_plan", "tokenizer", "origin", "scaler", "seed", "updates"} <= state.keys()
 
 
+def assert_terms(family, folder, text):
+    """A BERT's loss is a sum, and its perplexity that of the masked tokens; other losses have no parts."""
+    (train,) = (row for row in rows(folder) if row["step"] == 12 and "train_loss" in row)
+    (val,) = (row for row in rows(folder) if row["step"] == 12 and "val_loss" in row)
+    metrics = json.loads((folder / "checkpoints/step_0000012/manifest.json").read_text())["metrics"]
+    if family != "bert":
+        assert not {key for key in (*train, *val, *metrics) if "lm" in key or "sop" in key}
+        assert val["val_perplexity"] == pytest.approx(math.exp(val["val_loss"]))
+        return
+    assert train["train_loss"] == pytest.approx(train["lm loss"] + train["sop loss"])
+    assert val["val_loss"] == pytest.approx(val["val_lm_loss"] + val["val_sop_loss"])
+    assert val["val_perplexity"] == pytest.approx(math.exp(val["val_lm_loss"]))
+    assert val["val_targets"] > 2 * BATCH, "tokens, not pairs"
+    assert metrics["reduced_lm_train_loss"] == train["lm loss"]
+    assert metrics["val_sop_loss"] == val["val_sop_loss"]
+    assert f"(lm {train['lm loss']:.3f}, sop {train['sop loss']:.3f}) | lr" in text
+    assert f"(lm {val['val_lm_loss']:.4f}, sop {val['val_sop_loss']:.4f}) | perplexity" in text
+
+
+@each_family
 def test_resume_is_bit_identical(corpus, whole, tmp_path):
     # The run is cut at a step between two validations and started again by the same command.
     pretrain(corpus, tmp_path, f"+{RELATIVE}.every_n_train_steps=5", "trainer.max_steps=5")
@@ -87,6 +125,7 @@ def test_a_complete_run_has_nothing_to_do_until_it_is_lengthened(corpus, whole, 
     assert list(longer) == list(range(1, 15))
 
 
+@each_family
 def test_another_batch_size_from_here_on_keeps_the_order(corpus, tmp_path):
     pretrain(corpus, tmp_path, "trainer.max_steps=4")
     pretrain(corpus, tmp_path, "model.global_batch_size=8", "model.micro_batch_size=4", steps=6)
@@ -94,14 +133,17 @@ def test_another_batch_size_from_here_on_keeps_the_order(corpus, tmp_path):
     assert consumed == {1: 4, 2: 8, 3: 12, 4: 16, 5: 24, 6: 32}
 
 
-def test_megatron_order_and_ramp_up(corpus, tmp_path):
-    more = ["model.data.order=megatron", "model.rampup_batch_size=[2,2,6]"]
+@each_family
+def test_megatron_order_blend_and_ramp_up(corpus, tmp_path):
+    blend = f"model.data.data_prefix=[0.3,{corpus}/nano,0.7,{corpus}/more]"
+    more = ["model.data.order=megatron", "model.rampup_batch_size=[2,2,6]", blend]
     code, _ = pretrain(corpus, tmp_path, *more, steps=8)
     assert code == EXIT_SUCCESS
     sizes = {row["step"]: row["global_batch_size"] for row in rows(tmp_path) if "train_loss" in row}
     assert [sizes[step] for step in sorted(sizes)] == [2, 2, 2, 4, 4, 4, 4, 4]
 
 
+@each_family
 def test_begin_from_weights_once(corpus, whole, tmp_path):
     begin = f"model.init_from={whole[0]}"
     code, text = pretrain(corpus, tmp_path, begin, "trainer.max_steps=4")
@@ -174,6 +216,7 @@ def test_out_of_time_is_no_error(corpus, tmp_path):
     assert steps_in(tmp_path) == [1]
 
 
+@each_family
 def test_sixteen_bit_deterministic_async_profiled_and_tested(corpus, tmp_path):
     code, text = pretrain(
         corpus, tmp_path, "trainer.precision=16-mixed", "trainer.deterministic=true", "trainer.profiler=simple",
@@ -216,6 +259,7 @@ def test_a_bad_template_is_an_error_before_anything_is_trained(corpus, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@each_family
 def test_overrides_are_what_the_tests_think(corpus, tmp_path):
     assert len({item.split("=")[0] for item in overrides(corpus, tmp_path)}) == len(
         overrides(corpus, tmp_path)

@@ -51,6 +51,14 @@ class Lengths:
         cumulated, uniform = self._cumulated, random.random_sample
         return lambda: bisect_right(cumulated, uniform()) + 1
 
+    @property
+    def average(self) -> float:
+        """Words of a run, on average."""
+        if self.geometric:
+            stay = 1 - 1 / (self.mean or _SPANBERT_MEAN)
+            return sum(stay**n for n in range(self.longest))
+        return sum(1 - share for share in [0.0, *self._cumulated[:-1]])
+
     @cached_property
     def _cumulated(self) -> list[float]:
         shares = 1.0 / np.arange(1, self.longest + 1)

@@ -17,7 +17,7 @@ from megalith.data.masks import MaskOptions, Masks
 from megalith.data.shape import Shape
 from megalith.data.token_ids import TokenIds
 from megalith.engine.flops import Sample
-from megalith.errors import Problem
+from megalith.errors import ConfigError, Problem
 from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
 from megalith.models.encdec_config import EncoderDecoderConfig
@@ -179,6 +179,22 @@ class T5ModelConfig(EncoderDecoderModelConfig):
         more = self.data.dataset_type == "t5_prefix_lm" and self.data.order == "megatron"
         return self.data.seq_length_dec + more
 
+    def masks(self, tokenizer: Tokenizer) -> Masks:
+        """As the reference asks: sentinels for about all spans, and the padding id that T5s begin to write from."""
+        masks = super().masks(tokenizer)
+        spans = 0 if self.data.dataset_type == "t5_prefix_lm" else self._spans
+        if problems := [
+            *_sentinel_problems(tokenizer, self.encoder_seq_length, spans),
+            *_pad_problems(tokenizer),
+        ]:
+            raise ConfigError(problems)
+        return masks
+
+    @property
+    def _spans(self) -> int:
+        """About how many runs make up what is cut out of a row, if every word were one token."""
+        return int(self.encoder_seq_length * self.data.masked_lm_prob / self.data.lengths.average)
+
     def _length_problems(self) -> Iterator[Problem]:
         yield from super()._length_problems()
         learned = self.position_embedding_type == "learned_absolute"
@@ -203,3 +219,18 @@ class BartModelConfig(EncoderDecoderModelConfig):
     def decoder_length(self) -> int:
         """As the encoder's."""
         return self.encoder_seq_length
+
+
+def _sentinel_problems(tokenizer: Tokenizer, length: int, spans: int) -> Iterator[Problem]:
+    count = len(tokenizer.sentinels)
+    if count < spans:
+        what = f"too few sentinels (<extra_id_0> …): {count}, for about {spans} spans in {length} tokens"
+        yield Problem("model.tokenizer.num_sentinel_tokens", what, f"{max(100, spans)}")
+
+
+def _pad_problems(tokenizer: Tokenizer) -> Iterator[Problem]:
+    pad = tokenizer.special.get("pad", 0)
+    if pad:
+        what = f"its padding token has the id {pad}; a T5's is 0, which other programs begin to write from"
+        fix = "a vocabulary that begins with the padding token, as BERT's vocab.txt and T5's .model do"
+        yield Problem("model.tokenizer", what, fix)
