@@ -17,7 +17,7 @@ from megalith.checkpoint.formats.megatron_stages import divide
 from megalith.checkpoint.formats.megatron_tables import CORE, legacy
 from megalith.checkpoint.tensor_files import write_tensors
 from megalith.models.config import ModelConfig
-from megalith.models.gpt import GPT
+from megalith.models.family import class_of
 
 GPT2_LIKE = {
     "vocab_size": 29,
@@ -38,6 +38,24 @@ LLAMA_LIKE = GPT2_LIKE | {
     "share_embeddings_and_output_weights": False,
 }
 
+BERT_LIKE = GPT2_LIKE | {"activation": "gelu_erf"}
+POST_LN_LIKE = BERT_LIKE | {
+    "transformer_block_type": "post_ln",
+    "bert_binary_head": False,
+    "num_tokentypes": 2,
+}
+SIDED_LIKE = GPT2_LIKE | {"encoder_num_layers": 2, "decoder_num_layers": 4, "output_bias": True}
+T5_LIKE = SIDED_LIKE | {
+    "position_embedding_type": "relative",
+    "normalization": "rmsnorm",
+    "activation": "relu",
+    "bias": False,
+    "attention_scale": 1.0,
+    "output_bias": False,
+    "scale_decoder_output": True,
+}
+BART_LIKE = SIDED_LIKE | {"transformer_block_type": "post_ln", "share_position_embeddings": False}
+
 
 class Kept:
     """A tensor in memory with the face of one in a file; counts its reads."""
@@ -54,14 +72,14 @@ class Kept:
         return self.read()[start:stop]
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype = torch.float64) -> GPT:
-    """Every number is random; the rows that pad the vocabulary are zero."""
-    model = GPT(config).to(dtype).eval()
+def random_model(config: ModelConfig, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A model of the config's family. Every number is random; the rows that pad the vocabulary are zero."""
+    model = class_of(config)(config).to(dtype).eval()
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
-            if name in ("token_embedding.weight", "head.weight"):
+            if name in ("token_embedding.weight", "head.weight", "output_bias.bias"):
                 parameter[config.vocab_size :] = 0
     return model
 
@@ -71,7 +89,7 @@ def kept(model: nn.Module) -> dict[str, Kept]:
     return {name: Kept(name, parameter.detach()) for name, parameter in model.named_parameters()}
 
 
-def hugging_face(folder: Path, model: GPT) -> Path:
+def hugging_face(folder: Path, model: nn.Module) -> Path:
     """A folder of transformers with one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = kept(model)
@@ -87,7 +105,7 @@ def hugging_face(folder: Path, model: GPT) -> Path:
 
 def megatron(
     root: Path,
-    model: GPT,
+    model: nn.Module,
     *,
     version: int | None = 3,
     core: bool = False,

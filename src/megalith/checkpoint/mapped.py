@@ -111,7 +111,7 @@ class Mapped:
                 mine.memory[inside(behind, mine.part)].zero_()
 
     def _fill_from(self, lazies: Sequence[Lazy], place: Slice, common: Slice, target: torch.Tensor) -> None:
-        source = lazies[0]
+        source = lazies[min(self.bound.native.index(self.name), len(lazies) - 1)]
         if self.bound.rule.step is SAME and isinstance(source, LazyTensor) and source.dtype == target.dtype:
             index = tuple((i.start, i.stop) for i in inside(common, place))
             source.fill(Held(target, source.shape, index))

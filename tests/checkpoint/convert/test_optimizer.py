@@ -12,25 +12,33 @@ from megalith.checkpoint.native import Checkpointer
 from megalith.checkpoint.reading import read_state, read_tensors
 from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig
-from megalith.models.family import describe
+from megalith.models.family import FAMILIES, describe
 from megalith.topology.topology import Topology
-from tests.checkpoint.foreign_files import GPT2_LIKE, LLAMA_LIKE, hugging_face, random_model
+from tests.checkpoint.foreign_files import (
+    BERT_LIKE,
+    GPT2_LIKE,
+    LLAMA_LIKE,
+    SIDED_LIKE,
+    hugging_face,
+    random_model,
+)
 
+PADDED = ("token_embedding.weight", "head.weight", "output_bias.bias")
 CONFIG = "model: {optim: {lr: 3e-4, betas: [0.9, 0.95], eps: 1.0e-7, weight_decay: 0.1}}\n"
 
 
-def native(root, fields, *, moments=True):
+def native(root, fields, *, family="gpt"):
     """A step folder with random weights and moments in fp32."""
-    config = ModelConfig(**fields)
+    config = FAMILIES[family][1](**fields)
     draw = torch.Generator().manual_seed(4)
     tensors = {f"model.{n}": p.detach() for n, p in random_model(config, torch.float32).named_parameters()}
-    for name, weight in list(tensors.items()) if moments else []:
+    for name, weight in list(tensors.items()):
         for kind in ("exp_avg", "exp_avg_sq"):
             moment = torch.rand(weight.shape, generator=draw)
-            if "embedding.weight" in name or "head" in name:
+            if name.removeprefix("model.") in PADDED:
                 moment[config.vocab_size :] = 0
             tensors[f"optim.{name.removeprefix('model.')}.{kind}"] = moment
-    state = describe("gpt", config) | {
+    state = describe(family, config) | {
         "consumed_samples": 640,
         "consumed_tokens": 7680,
         "updates": {"step": 78, "samples": 620, "tokens": 7440},
@@ -56,10 +64,15 @@ def tensors_of(folder):
         (GPT2_LIKE, (4, 2, 1), "bf16", 0),
         (LLAMA_LIKE, (2, 2, 1), "bf16", 3),
         (LLAMA_LIKE, (1, 2, 2), "fp32", 2),
+        (BERT_LIKE, (2, 2, 1), "fp16", 3),
+        (BERT_LIKE, (1, 1, 1), "fp32", 1),
+        (SIDED_LIKE, (2, 3, 1), "bf16", 3),
+        (SIDED_LIKE, (1, 2, 1), "fp32", 0),
     ],
 )
 def test_there_and_back_nothing_changes(tmp_path, fields, sizes, dtype, version):
-    start = native(tmp_path / "run", fields)
+    families = {str(BERT_LIKE): "bert", str(SIDED_LIKE): "t5"}
+    start = native(tmp_path / "run", fields, family=families.get(str(fields), "gpt"))
     plan = Plan("megatron", Sizes(*sizes), dtype=dtype, megatron_version=version)
     there = convert(start, tmp_path / "megatron", plan).folder
     assert (there / "latest_checkpointed_iteration.txt").read_text() == "80"
@@ -120,6 +133,51 @@ def test_megatron_finds_its_numbers_in_the_order_of_its_modules(tmp_path):
     for moment in ("exp_avg", "exp_avg_sq"):
         assert torch.equal(adam["state"][number][moment], ours[f"optim.blocks.2.mlp.down.weight.{moment}"])
     assert float(content["optimizer"]["grad_scaler"]["scale"]) == 4096.0
+
+
+SIDED_MATRICES = [
+    "embedding.word_embeddings", "embedding.position_embeddings",
+    *(
+        f"{side}.layers.{i}.{name}"
+        for side, layers in (("encoder", 2), ("decoder", 4))
+        for i in range(layers)
+        for name in (
+            "self_attention.query_key_value", "self_attention.dense",
+            *(("inter_attention.query", "inter_attention.key_value", "inter_attention.dense") if side == "decoder" else ()),
+            "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
+        )
+    ),
+]  # fmt: skip
+"""Matrices as the modules of Megatron's T5 have them; its head has a bias alone."""
+
+
+def test_an_encoder_decoder_has_its_numbers_tower_by_tower(tmp_path):
+    start = native(tmp_path / "run", SIDED_LIKE, family="t5")
+    there = convert(start, tmp_path / "megatron", Plan("megatron", dtype="fp16")).folder
+    content = torch.load(there / "iter_0000080/mp_rank_00/model_optim_rng.pt", weights_only=True)
+    language = content["model"]["language_model"]
+    masters = content["optimizer"]["fp32_from_fp16_params"][0]
+    assert len(masters) == len(SIDED_MATRICES)
+    for name, master in zip(SIDED_MATRICES, masters, strict=True):
+        side, _, rest = name.partition(".")
+        weight = language[side][f"{rest}.weight"] if "layers" in rest else language[side][rest]["weight"]
+        assert torch.equal(master.half(), weight), name
+
+
+def test_the_copy_of_berts_table_is_numbered_before_its_heads(tmp_path):
+    """On the last of several stages: Megatron makes the copy when the language model is there, then the heads."""
+    start = native(tmp_path / "run", BERT_LIKE, family="bert")
+    there = convert(start, tmp_path / "megatron", Plan("megatron", Sizes(1, 2), dtype="fp16")).folder
+    content = torch.load(there / "iter_0000080/mp_rank_00_001/model_optim_rng.pt", weights_only=True)
+    model, masters = content["model"], content["optimizer"]["fp32_from_fp16_params"][0]
+    last = [
+        model["language_model"]["pooler"]["dense.weight"],
+        model["word_embeddings_for_head"]["weight"],
+        model["lm_head"]["dense.weight"],
+        model["binary_head"]["weight"],
+    ]
+    for master, weight in zip(masters[-4:], last, strict=True):
+        assert torch.equal(master.half(), weight)
 
 
 def test_torch_goes_on_with_it(tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,20 @@ from typing import Any
 import torch
 
 from megalith.checkpoint.convert.passage import PASSAGE
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig, num_parameters
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.tokenizers.base import Tokenizer
 
 MOST = 512 << 20
 """Bytes of fp32 weights up to which a second program may hold the whole model: beyond, a conversion would take the memory it saves."""
+
+LOADERS: Mapping[type[ModelConfig], str] = {
+    BertConfig: "AutoModelForPreTraining",
+    EncoderDecoderConfig: "AutoModelForSeq2SeqLM",
+    ModelConfig: "AutoModelForCausalLM",
+}
+"""The class of transformers that loads a model with its heads; the first that a config is of."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,13 @@ def ask_transformers(
         return None
     theirs: Any = importlib.import_module("transformers")
     with _quiet(theirs), torch.no_grad():
-        model = theirs.AutoModelForCausalLM.from_pretrained(
+        loader = getattr(theirs, next(name for kind, name in LOADERS.items() if isinstance(config, kind)))
+        model = loader.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-        )
-        logits = model.eval()(ids[None]).logits[0]
+        ).eval()
+        both = {"decoder_input_ids": ids[None]} if isinstance(config, EncoderDecoderConfig) else {}
+        out = model(ids[None], **both)
+        logits = (out.prediction_logits if "prediction_logits" in out else out.logits)[0]
         said = _tokenizer(theirs, folder, tokenizer)
     return Theirs(f"transformers {theirs.__version__}", logits, said)
 

@@ -24,7 +24,7 @@ from megalith.checkpoint.formats.megatron_read import chunks_of, content_of, fla
 from megalith.checkpoint.formats.megatron_stages import join
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.mapped import Parts, canonical, natives
-from megalith.checkpoint.mapping import Table
+from megalith.checkpoint.mapping import Rule, Table
 from megalith.errors import CheckpointError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -41,15 +41,35 @@ def in_module_order(table: Table, names: Iterable[str]) -> list[str]:
         for name in (*rule.foreign, *rule.copies)
     }
 
-    def key(name: str) -> tuple[int, int, int]:
+    begins = _beginnings(table)
+
+    def key(name: str) -> tuple[float, int, int]:
         known = canonical(table, name)
         layer = re.search(r"layers\.(\d+)\.", known)
         number, rule = places[re.sub(r"layers\.\d+\.", "layers.N.", known)]
-        if layer:
-            return 1, int(layer[1]), number
-        return (3 if known in rule.copies else 0 if ".embedding." in known else 2), 0, number
+        if known in rule.copies:
+            return begins["copies"], 0, number
+        return begins[number], int(layer[1]) if layer else 0, number
 
     return sorted(names, key=key)
+
+
+def _beginnings(table: Table) -> dict[int | str, float]:
+    """For each rule the first of those that its layer has, which go on with the next layer; copies lie behind the language model."""
+    found: dict[int | str, float] = {}
+    for number, rule in enumerate(table.rules):
+        goes_on = number and "{layer}" in rule.foreign[0] and _tower(rule) == _tower(table.rules[number - 1])
+        found[number] = found[number - 1] if goes_on else number
+    inner = [
+        number for number, rule in enumerate(table.rules) if rule.foreign[0].startswith("language_model.")
+    ]
+    return found | {"copies": max(inner) + 0.5}
+
+
+def _tower(rule: Rule) -> str:
+    """What stands before the layer's number."""
+    before, layered, _ = rule.foreign[0].partition("{layer}")
+    return before if layered else ""
 
 
 def decays(name: str, shape: Sequence[int]) -> bool:

@@ -19,7 +19,7 @@ from megalith.checkpoint.formats.nemo_archive import Temporary
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.manifest import MANIFEST, TOKENIZER, read_manifest
 from megalith.checkpoint.reading import read_config, read_state, read_tensors
-from megalith.errors import CheckpointError, UnsupportedError
+from megalith.errors import CheckpointError
 from megalith.models.config import ModelConfig
 from megalith.models.family import understand
 
@@ -59,6 +59,8 @@ class Source:
     config_yaml: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    anew: str = ""
+    """Why its answers mean nothing: it was saved without the layers that make them."""
 
     @property
     def is_native(self) -> bool:
@@ -86,7 +88,6 @@ def open_native(folder: Path, tokenizer: Path | None = None) -> Source:
     state = read_state(folder)
     family = (state.get("architecture") or {}).get("family", "")
     _, config = understand(state, where=str(folder))
-    _refuse_other_families(family, folder)
     tensors = {lazy.name.removeprefix("model."): lazy for lazy in read_tensors(folder)}
     records = read_manifest(folder).files
     own = folder / TOKENIZER
@@ -106,15 +107,6 @@ def open_native(folder: Path, tokenizer: Path | None = None) -> Source:
     )
 
 
-def _refuse_other_families(family: str, folder: Path) -> None:
-    if family != "gpt":
-        raise UnsupportedError(
-            f"this checkpoint is a {family.upper()}, and a conversion is proved for GPT only",
-            where=str(folder),
-            fix="load it as it is: every command reads it at any parallel size",
-        )
-
-
 def _own_optimizer(folder: Path, state: Mapping[str, Any], names: set[str]) -> Optimizer | None:
     moments = {lazy.name.removeprefix("optim."): lazy for lazy in read_tensors(folder, "optim.")}
     if moments.keys() != {f"{name}.{moment}" for name in names for moment in MOMENTS}:
@@ -125,7 +117,6 @@ def _own_optimizer(folder: Path, state: Mapping[str, Any], names: set[str]) -> O
 
 def of_foreign(foreign: Foreign) -> Source:
     """What another program saved."""
-    _refuse_other_families(foreign.family, foreign.path)
     if not foreign.tensors:
         raise CheckpointError("it holds no tensors", where=str(foreign.path))
     used = {path for parts in foreign.parts.values() for lazy in parts for path in files_of(lazy)}
@@ -144,6 +135,9 @@ def of_foreign(foreign: Foreign) -> Source:
         state=foreign.state,
         provenance=foreign.provenance,
         notices=foreign.notices,
+        anew=f"{', '.join(sorted({name.partition('.')[0] for name in foreign.drawn}))} begin anew"
+        if foreign.drawn
+        else "",
     )
 
 

@@ -21,6 +21,7 @@ from megalith.checkpoint.formats.huggingface_export import WRITTEN_BY, write_con
 from megalith.checkpoint.formats.huggingface_tables import TABLES
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.tensor_files import tensor_chunks
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.tokenizers.base import Tokenizer
 
 SHARD = 5_000_000_000
@@ -40,6 +41,8 @@ class Writer:
         roles = {} if tokenizer is None else ids_of_roles(tokenizer)
         ids: dict[str, int | None] = {f"{role}_token_id": id for role, id in roles.items() if role != "unk"}
         ids |= {k: v for k, v in _read(source, "config.json").items() if k.endswith("_token_id")}
+        if isinstance(source.config, EncoderDecoderConfig):  # what our decoders' rows begin with
+            ids.setdefault("decoder_start_token_id", roles.get("bos", roles.get("pad")))
         self.ids = {k: v for k, v in ids.items() if isinstance(v, int | list)}
         self.config = write_config(source.config, dtype=str(dtype).removeprefix("torch."), ids=self.ids)
         self.cuts = [

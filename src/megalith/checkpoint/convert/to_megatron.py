@@ -33,6 +33,7 @@ from megalith.checkpoint.formats.megatron_tables import VERSIONS, legacy
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.pickles.writer import torch_chunks
 from megalith.errors import CheckpointError
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.tokenizers.base import Tokenizer
 
 ARGUMENTS = "arguments.json"
@@ -47,6 +48,11 @@ class Sizes:
     ranks: int = 1
     stages: int = 1
     chunks: int = 1
+
+
+def family_of(source: Source) -> str:
+    """What Megatron calls the model. Its T5's wiring is what NeMo's BART has, too."""
+    return "t5" if source.family == "bart" else source.family
 
 
 class Writer:
@@ -65,7 +71,7 @@ class Writer:
         """Errors: `CheckpointError` for sizes that do not divide the model, and for models that Megatron has nothing like."""
         refuse_sizes(source, sizes, version, where="--to megatron")
         self.source, self.tokenizer, self.sizes, self.version = source, tokenizer, sizes, version
-        self.optimizer, self.table = optimizer, legacy(version)
+        self.optimizer, self.table = optimizer, legacy(version, family_of(source))
         self.cuts = self._cut(tensors)
         self.arguments = write_arguments(source.config, (sizes.ranks, sizes.stages, sizes.chunks))
         refuse_differences(source.config, self.arguments, self.table, self.cuts)
@@ -77,7 +83,13 @@ class Writer:
     def _cut(self, tensors: Mapping[str, Lazy]) -> dict[str, tuple[Cut, ...]]:
         config, ranks = self.source.config, self.sizes.ranks
         rows = padded_rows(config.vocab_size, ranks)
-        return foreigns(self.table, tensors, heads_of(config), tensor_parallel=ranks, vocabulary_rows=rows)
+        try:
+            return foreigns(
+                self.table, tensors, heads_of(config), tensor_parallel=ranks, vocabulary_rows=rows
+            )
+        except CheckpointError as error:
+            fix = "--to native or --to huggingface, which may have it"
+            raise CheckpointError(error.problem.what, where="--to megatron", fix=fix) from None
 
     @property
     def nbytes(self) -> int:
@@ -193,6 +205,10 @@ def refuse_sizes(source: Source, sizes: Sizes, version: int, *, where: str) -> N
             ("attention heads", config.num_attention_heads),
             ("key-value heads", config.kv_heads),
             ("channels of the feed-forward layers", config.ffn_size),
+            (
+                "channels of the decoder's feed-forward layers",
+                config.written_out().get("decoder_ffn_hidden_size", 0),
+            ),
         )
         if count % ranks
     ]
@@ -202,6 +218,8 @@ def refuse_sizes(source: Source, sizes: Sizes, version: int, *, where: str) -> N
         wrong.append(f"checkpoint_version {version} has no grouped queries: 2 and 3 have")
     if sizes.chunks > 1 and sizes.stages < 2:
         wrong.append("virtual stages need at least two pipeline stages")
+    if sizes.chunks > 1 and isinstance(config, EncoderDecoderConfig):
+        wrong.append("an encoder and a decoder have no virtual stages in Megatron")
     if wrong:
         raise CheckpointError(
             "\n    ".join(["it cannot be cut so", *wrong]), where=where, fix="choose other sizes"

@@ -10,6 +10,7 @@ from typing import Any
 
 from megalith.checkpoint.formats.megatron_args import Facts, refuse_others, settle
 from megalith.checkpoint.formats.megatron_shapes import see
+from megalith.checkpoint.formats.megatron_stages import split_of
 from megalith.checkpoint.mapped import Parts
 from megalith.checkpoint.mapping import Table
 from megalith.errors import CheckpointError
@@ -85,7 +86,8 @@ def _of_family(config: ModelConfig, stages: int) -> dict[str, Any]:
     if isinstance(config, BertConfig):
         return {"bert_binary_head": config.bert_binary_head, "num_tokentypes": config.token_types}
     if isinstance(config, EncoderDecoderConfig):
-        split = stages // 2 if stages > 1 else None
+        layers = config.encoder_layers, config.decoder_layers
+        split = split_of(*layers, stages) if stages > 1 else None
         return {
             "decoder_num_layers": config.decoder_layers,
             "decoder_seq_length": config.max_position_embeddings,

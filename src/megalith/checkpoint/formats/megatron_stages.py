@@ -53,11 +53,11 @@ def _moved(name: str, by: Mapping[str, int]) -> str:
 def divide(table: Table, names: Sequence[str], stages: int, split: int | None = None) -> list[dict[str, str]]:
     """For each stage the names in its files → the whole model's names. What a tied head needs is copied to the last stage.
 
-    `split`: the first stage of an encoder-decoder's decoder, which has copies of the embedding; None: half of the stages.
+    `split`: the first stage of an encoder-decoder's decoder, which has copies of the embedding; None: as `split_of` has it.
     Errors: `CheckpointError` for layers that do not divide.
     """
     counts = towers(names)
-    ranges = _ranges(list(counts), stages, split)
+    ranges = _ranges(counts, stages, split)
     each = {tower: _each(counts[tower], len(ranges[tower])) for tower in counts}
     found: list[dict[str, str]] = [{} for _ in range(stages)]
     for name in names:
@@ -76,17 +76,21 @@ def divide(table: Table, names: Sequence[str], stages: int, split: int | None = 
     return found
 
 
-def _ranges(names: Sequence[str], stages: int, split: int | None) -> dict[str, range]:
+def split_of(encoder: int, decoder: int, stages: int) -> int:
+    """The first stage of the decoder: the half of the stages, or the nearest one at which so many layers divide."""
+    middle = stages // 2
+    nearest = sorted(range(1, stages), key=lambda at: abs(at - middle))
+    return next((at for at in nearest if not encoder % at and not decoder % (stages - at)), middle)
+
+
+def _ranges(counts: Mapping[str, int], stages: int, split: int | None) -> dict[str, range]:
     """Tower → its stages."""
-    if len(names) < 2 or stages == 1:
-        return dict.fromkeys(names, range(stages))
-    middle = stages // 2 if split is None else split
+    if len(counts) < 2 or stages == 1:
+        return dict.fromkeys(counts, range(stages))
+    encoder, decoder = sorted(counts, key=lambda tower: "decoder" in tower)
+    middle = split_of(counts[encoder], counts[decoder], stages) if split is None else split
     if not 0 < middle < stages:
-        raise CheckpointError(
-            f"the decoder cannot begin on stage {middle} of {stages}",
-            fix=f"--pipeline-model-parallel-split-rank from 1 to {stages - 1}",
-        )
-    encoder, decoder = sorted(names, key=lambda tower: "decoder" in tower)
+        raise CheckpointError(f"the decoder cannot begin on stage {middle} of {stages}")
     return {encoder: range(middle), decoder: range(middle, stages)}
 
 
