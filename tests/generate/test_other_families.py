@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megalith.checkpoint.convert.source import open_source
-from megalith.errors import CheckpointError, ConfigError, DataError, UnsupportedError
+from megalith.errors import CheckpointError, ConfigError, DataError
 from megalith.generate.guess import guess
 from megalith.generate.jobs import Options, sample_all
 from megalith.generate.loading import load_model
@@ -95,5 +94,3 @@ def test_refused_by_name_where_a_gpt_is_needed(run, family):
     with pytest.raises(CheckpointError, match=f"is a {family.upper()}") as caught:
         load_model(run, families=("gpt",))
     assert "GPT" in caught.value.problem.fix
-    with pytest.raises(UnsupportedError, match=f"is a {family.upper()}"):
-        open_source(run)
