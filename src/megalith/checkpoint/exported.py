@@ -15,7 +15,7 @@ import torch
 
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.local import Held
-from megalith.checkpoint.mapped import Bound, Mapped, bind
+from megalith.checkpoint.mapped import Bound, Mapped, bind, shares_memory
 from megalith.checkpoint.mapping import Heads, Table
 from megalith.checkpoint.slices import Slice, inside, overlap, shape_of, whole
 from megalith.checkpoint.tensor_files import LazyTensor
@@ -42,9 +42,29 @@ class Cut:
 
     def read(self) -> torch.Tensor:
         """The part, in host memory."""
+        gathered = self._gathered()
+        if gathered is not None:
+            return gathered
         pieces = [piece(lazy, place) for lazy, place in zip(self.sources, self.places, strict=True)]
         made = self.bound.rule.step.outward(pieces, self.heads)
         return made[self.bound.foreign.index(self.name)].contiguous()
+
+    def _gathered(self) -> torch.Tensor | None:
+        """The part where it is native tensors side by side, each put straight into its place; None where it must be made."""
+        if len(self.sources) < 2 or len(self.bound.foreign) > 1:
+            return None
+        if any(lazy.dtype != self.dtype for lazy in self.sources):
+            return None
+        made = torch.empty(self.shape, dtype=self.dtype)
+        views = self.bound.rule.step.inward([made], self.heads)
+        if (
+            any(not shares_memory(view, made) for view in views)
+            or sum(map(torch.numel, views)) != made.numel()
+        ):
+            return None
+        for view, lazy, place in zip(views, self.sources, self.places, strict=True):
+            put(view, lazy, place)
+        return made
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows `start` to `stop` (exclusive) of the first dim."""
@@ -53,19 +73,25 @@ class Cut:
 
 def piece(lazy: Lazy, place: Slice) -> torch.Tensor:
     """A slice of a tensor, little else of it read where that can be; what lies behind its last row is zero."""
+    if not isinstance(lazy, LazyTensor | Mapped) and overlap(place, whole(lazy.shape)) == place:
+        return lazy.read()[inside(place, whole(lazy.shape))]
+    tensor = torch.empty(shape_of(place), dtype=lazy.dtype)
+    put(tensor, lazy, place)
+    return tensor
+
+
+def put(target: torch.Tensor, lazy: Lazy, place: Slice) -> None:
+    """The same slice into memory of its shape and dtype."""
     there = overlap(place, whole(lazy.shape)) if place else place
+    if there != place:
+        target.zero_()
     if there is None:
-        return torch.zeros(shape_of(place), dtype=lazy.dtype)
+        return
+    part = target[inside(there, place)]
     if isinstance(lazy, LazyTensor | Mapped):
-        tensor = torch.empty(shape_of(there), dtype=lazy.dtype)
-        lazy.fill(Held(tensor, lazy.shape, there))
+        lazy.fill(Held(part, lazy.shape, there))
     else:
-        tensor = lazy.read()[inside(there, whole(lazy.shape))]
-    if there == place:
-        return tensor
-    full = torch.zeros(shape_of(place), dtype=lazy.dtype)
-    full[inside(there, place)] = tensor
-    return full
+        part.copy_(lazy.read()[inside(there, whole(lazy.shape))])
 
 
 def foreigns(

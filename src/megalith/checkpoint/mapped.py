@@ -18,9 +18,9 @@ import torch
 
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.local import Held, held
-from megalith.checkpoint.mapping import SAME, Heads, Rule, Table
+from megalith.checkpoint.mapping import Heads, Rule, Step, Table
 from megalith.checkpoint.slices import Slice, inside, overlap, shape_of, whole
-from megalith.checkpoint.tensor_files import LazyTensor
+from megalith.checkpoint.tensor_files import LazyTensor, Part
 from megalith.errors import CheckpointError
 
 Parts = tuple[Lazy, ...]
@@ -111,13 +111,18 @@ class Mapped:
                 mine.memory[inside(behind, mine.part)].zero_()
 
     def _fill_from(self, lazies: Sequence[Lazy], place: Slice, common: Slice, target: torch.Tensor) -> None:
-        source = lazies[min(self.bound.native.index(self.name), len(lazies) - 1)]
-        if self.bound.rule.step is SAME and isinstance(source, LazyTensor) and source.dtype == target.dtype:
-            index = tuple((i.start, i.stop) for i in inside(common, place))
-            source.fill(Held(target, source.shape, index))
-            return
-        made = self.bound.rule.step.inward([lazy.read() for lazy in lazies], self.heads)
-        target.copy_(made[self.bound.native.index(self.name)][inside(common, place)])
+        at = self.bound.native.index(self.name)
+        lying = _as_it_lies(self.bound.rule.step, lazies, at, self.heads)
+        index = inside(common, place)
+        if lying is None:
+            made = self.bound.rule.step.inward([lazy.read() for lazy in lazies], self.heads)
+            target.copy_(made[at][index])
+        elif lying.dtype == target.dtype:
+            lying.fill(Held(target, lying.shape, tuple((i.start, i.stop) for i in index)))
+        else:
+            stored = torch.empty(target.shape, dtype=lying.dtype)
+            lying.fill(Held(stored, lying.shape, tuple((i.start, i.stop) for i in index)))
+            target.copy_(stored)
 
     def _fetch(self, place: Slice) -> torch.Tensor:
         tensor = torch.empty(shape_of(place), dtype=self.dtype)
@@ -206,6 +211,27 @@ def _places(pieces: Sequence[tuple[int, ...]], cut: int | None) -> tuple[Slice, 
 
 def _bare(lazy: Lazy) -> torch.Tensor:
     return torch.empty(lazy.shape, dtype=lazy.dtype, device="meta")
+
+
+def _as_it_lies(step: Step, lazies: Sequence[Lazy], index: int, heads: Heads) -> LazyTensor | None:
+    """What a step makes of foreign tensors, where that is one run of bytes of one of them: all of it, a half. None: it must be made."""
+    bare = [_bare(lazy) for lazy in lazies]
+    made = step.inward(bare, heads)[index]
+    for lazy, tensor in zip(lazies, bare, strict=True):
+        if not isinstance(lazy, LazyTensor) or not shares_memory(made, tensor):
+            continue
+        if made.shape == tensor.shape and made.is_contiguous():
+            return lazy
+        if made.is_contiguous() and len(lazy.parts) == 1 and lazy.parts[0].place == whole(lazy.shape):
+            part, shape = lazy.parts[0], tuple(made.shape)
+            offset = part.offset + int(made.storage_offset()) * lazy.dtype.itemsize
+            return LazyTensor(lazy.name, lazy.dtype, shape, (Part(part.path, offset, whole(shape)),))
+    return None
+
+
+def shares_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Is one a view of the other, also where neither has memory?"""
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _ignored(table: Table, name: str) -> bool:

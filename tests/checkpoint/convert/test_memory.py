@@ -13,8 +13,9 @@ import torch
 from tests.checkpoint.convert.sparse import config_of, peak, write_sparse
 
 ROOT = Path(__file__).parents[3]
-CONSTANT = 160 << 20
-"""Blocks on their way to the disk, a layer's part in fp32, programs of pickles, logits, what libraries keep."""
+CONSTANT = 256 << 20
+"""Blocks on their way to the disk, a layer's part in fp32 and the next one's on both sides, programs of pickles, logits, what libraries
+keep."""
 
 
 def grown(work: str) -> int:

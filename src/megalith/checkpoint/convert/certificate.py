@@ -1,10 +1,12 @@
-"""What proves a conversion: both sides' logits, computed from the files, and the hashes of all that was read and written.
+"""What proves a conversion: weights and logits of both sides, from the files, and the hashes of all that was read and written.
 
-    source files ─ our model, layer by layer ─▶ logits ─┐
-    written files, opened anew ─ the same ──────────────┼─▶ largest difference, tolerance ─▶ conversion.json
-    written files ─ transformers, where it is installed ┘
+    source files ───────────────┬─ every weight the same bits ─▶ names of others ─────────┐
+    written files, opened anew ─┴─ our model, layer by layer ─▶ logits ─┐                 ├─▶ conversion.json
+    written files ─ transformers, where it is installed ─▶ logits ──────┴─▶ differences ──┘
 
-Where the conversion rounds (`--dtype`), the source is rounded likewise before it computes, and what that alone changes is told.
+The configurations were compared when the written one was opened: the same weights under the same configuration are the same
+logits. Where a weight differs, the source computes its own, which tells by how much. Where the conversion rounds (`--dtype`),
+the source is rounded likewise before it is compared, and what that alone changes is told.
 Knows logits and JSON. Writes nothing.
 """
 
@@ -31,6 +33,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 INDEPENDENT_TOLERANCE = 1e-4
 """transformers computes norms and rotary angles in fp32 whatever it is asked for. All tolerances are relative to the largest logit, or 1."""
 
+SHOWN = 5
+"""Names of tensors told at most."""
+
 
 class Failed(Exception):
     """The output does not compute what the source does, or is no model of English text: nothing is left of it."""
@@ -44,18 +49,24 @@ def precision_of(source: Source) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Computed:
-    """Logits (T, V) by the source's files, by the written ones; `rounding`: by the source's before they were rounded, if they were."""
+    """Logits (T, V) by the source's files, by the written ones; `unrounded`: by the source's before they were rounded, if they were.
+
+    Of `compared` tensors those called `different` are not the same on both sides, to the bit.
+    """
 
     tokens: Tokens
     dtype: torch.dtype
     source: torch.Tensor
     written: torch.Tensor
+    compared: int
+    different: tuple[str, ...] = ()
     unrounded: torch.Tensor | None = None
     theirs: Theirs | None = None
 
 
 def judge(computed: Computed, source: Source, *, untrained: bool) -> dict[str, Any]:
-    """The findings, as JSON. Errors: `Failed` beyond a tolerance, and for an imported model that has learnt nothing of English."""
+    """The findings, as JSON. Errors: `Failed` beyond a tolerance, for any weight that is not what it was, and for an imported model
+    that has learnt nothing of English."""
     scale = max(1.0, float(computed.source.abs().max()))
     found: dict[str, Any] = {
         "token_ids": computed.tokens.ids.tolist(),
@@ -63,10 +74,13 @@ def judge(computed: Computed, source: Source, *, untrained: bool) -> dict[str, A
         "largest_logit": float(computed.source.abs().max()),
         "max_abs_logit_error": _difference(computed.source, computed.written),
         "tolerance": TOLERANCE[computed.dtype] * scale,
+        "equal_tensors": computed.compared,
     }
     if computed.unrounded is not None:
         found["max_abs_logit_change_by_rounding"] = _difference(computed.unrounded, computed.source)
-    _refuse(found["max_abs_logit_error"], found["tolerance"], "its own reader")
+    _refuse(found["max_abs_logit_error"], found["tolerance"], "its own reader", _which(computed.different))
+    if computed.different:
+        raise Failed(f"what was written is not what the source holds{_which(computed.different)}")
     found["read_back_by"] = "self-consistent only"
     if computed.theirs is not None:
         error = _difference(computed.source, computed.theirs.logits)
@@ -82,19 +96,27 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one.double() - other.double()).abs().max())
 
 
-def _refuse(error: float, tolerance: float, reader: str) -> None:
+def _which(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"; other numbers were read back of {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+def _refuse(error: float, tolerance: float, reader: str, why: str = "") -> None:
     if not error <= tolerance:
         raise Failed(
             f"what was written does not compute what the source does: logits differ by {error:.3g} "
-            f"(tolerance {tolerance:.3g}) where {reader} reads it"
+            f"(tolerance {tolerance:.3g}) where {reader} reads it{why}"
         )
 
 
 def _score(computed: Computed, source: Source, *, untrained: bool) -> dict[str, Any]:
     if source.is_native:
         return {"scored": False, "why": "the source is of Megalith's own"}
-    if source.anew or not computed.tokens.scored:
-        return {"scored": False, "why": source.anew or computed.tokens.why}
+    if not computed.tokens.scored:
+        return {
+            "scored": False,
+            "why": "there is no tokenizer: whether the weights make sense of text was not tried",
+        }
     loss, limit = passage_loss(computed.source, computed.tokens), most(source.config)
     if not loss <= limit and not untrained:
         raise Failed(

@@ -1,4 +1,7 @@
-"""What was written, opened anew, and the logits of both sides.
+"""What was written, opened anew, its weights beside the source's, and the logits of both sides.
+
+Weights are compared bit by bit while the written ones compute. Where all are the same, the source's logits are the same
+computation once more, and are not made again; where any is not, they are.
 
 Knows sources. The verdict is `certificate`'s.
 """
@@ -15,6 +18,7 @@ from megalith.checkpoint.convert.independent import ask_transformers
 from megalith.checkpoint.convert.passage import Tokens
 from megalith.checkpoint.convert.source import Source, of_foreign, open_native
 from megalith.checkpoint.convert.streamed import logits
+from megalith.checkpoint.convert.twins import different, twins
 from megalith.checkpoint.files import Progress
 from megalith.checkpoint.foreign import open_foreign
 from megalith.checkpoint.lazy import Lazy
@@ -60,17 +64,22 @@ def compute(
         lazy.dtype != tensors[name].dtype and _loses(lazy.dtype, tensors[name].dtype)
         for name, lazy in weights.items()
     )
-    total = (3 if changed else 2) * sum(lazy.nbytes for lazy in tensors.values())
-    progress = told(report, "comparing", total)
+    passes = 2 if changed else 1
+    progress = told(report, "comparing", passes * sum(lazy.nbytes for lazy in back.tensors.values()))
 
     def of(config: ModelConfig, named: Mapping[str, Lazy]) -> torch.Tensor:
         return logits(config, named, tokens.ids, dtype, progress)
 
+    pairs = twins(back.tensors, tensors, source.config.vocab_size)
+    written = of(back.config, {**back.tensors, **pairs})
+    odd = sorted({*different(pairs.values()), *(back.tensors.keys() ^ tensors.keys())})
     return Computed(
         tokens,
         dtype,
-        source=of(source.config, tensors),
-        written=of(back.config, back.tensors),
+        source=of(source.config, tensors) if odd else written,
+        written=written,
+        compared=len(pairs),
+        different=tuple(odd),
         unrounded=of(source.config, weights) if changed else None,
         theirs=ask_transformers(back.folder, back.config, tokens.ids, tokenizer if back.tokenizer else None)
         if back.kind == "huggingface"

@@ -8,7 +8,8 @@ Memory: the largest tensor twice, and a constant. Knows the order of these; each
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -84,11 +85,25 @@ def convert(
     """Converts a checkpoint. Errors: `CheckpointError` and its kin for what cannot be converted; `Failed` for what could be and is
     not the same model. `target` exists after success only."""
     try:
-        return _convert(path, Path(target).expanduser().absolute(), plan, (config_file, tokenizer), report)
+        with _a_core_left():
+            return _convert(
+                path, Path(target).expanduser().absolute(), plan, (config_file, tokenizer), report
+            )
     except EOFError as error:
         raise CheckpointError(
             f"{error}; nothing was written", where=str(path), fix="convert it when nobody writes it"
         ) from error
+
+
+@contextmanager
+def _a_core_left() -> Iterator[None]:
+    """Computes on a core less than usual: reading, hashing and writing go on beside, and whoever shares a core makes all others wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _convert(path: str | Path, target: Path, plan: Plan, named: tuple[Any, Any], report: Report) -> Done:
