@@ -105,3 +105,13 @@ def test_an_optimizer_that_is_not_read(tmp_path, gpt2):
         convert(path, tmp_path / "native", Plan("native", untrained=True))
     done = convert(path, tmp_path / "native", Plan("native", untrained=True, optimizer=False))
     assert not list(read_tensors(done.folder, "optim."))
+
+
+def test_an_optimizer_in_the_order_of_other_modules_stays_behind(tmp_path, gpt2):
+    folder = write_run(tmp_path, gpt2[0], Run(Layout(tree="core")), gpt_keys())
+    done = convert(folder, tmp_path / "native", Plan("native", untrained=True))
+    assert any(
+        "in the order of megatron-core's modules, which is left behind" in said for said in done.notices
+    )
+    with pytest.raises(CheckpointError, match="in the order of megatron-core's modules"):
+        convert(folder, tmp_path / "another", Plan("native", untrained=True, optimizer=True))

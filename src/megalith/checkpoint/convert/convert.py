@@ -167,7 +167,7 @@ def _open(path: str | Path, named: tuple[Any, Any], plan: Plan) -> Source:
             where=str(path),
             fix="convert the weights alone, without --optimizer",
         )
-    if source.optimizer is None and "distributed" in why:
+    if source.optimizer is None and why.startswith("its "):
         return replace(
             source, notices=(*source.notices, f"{why}, which is left behind: weights alone are converted")
         )

@@ -164,7 +164,9 @@ def open_optimizer(foreign: Foreign) -> tuple[Optimizer | None, str]:
 
 def _contents(foreign: Foreign) -> tuple[Sequence[Sequence[Mapping[str, Any]]], str]:
     """`[p][t]`: what the file of a rank holds, and why its optimizer state is not read, where it is not."""
-    if foreign.kind == nemo_lightning.KIND and tree_of(foreign.parts) == "megatron":
+    if foreign.kind == nemo_lightning.KIND:
+        if tree_of(foreign.parts) != "megatron":
+            return [], "its optimizer state is numbered in the order of megatron-core's modules"
         return nemo_lightning.optimizer_contents(foreign.path), ""
     if foreign.kind != "megatron":
         return [], f"the optimizer state of {foreign.kind} is not read"

@@ -48,6 +48,12 @@ RENAMED = {
 LENGTHS = ("max_position_embeddings", "encoder_seq_length", "seq_length")
 """Keys for the same thing, in the order of preference."""
 SIDES = ("encoder", "decoder")
+OF_A_SIDE = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "init_method_std", "hidden_dropout",
+    "attention_dropout", "kv_channels", "apply_query_key_layer_scaling", "layernorm_epsilon", "bias_activation_fusion",
+    "activation", "bias", "normalization", "transformer_block_type", "position_embedding_type", "rotary_percentage",
+)  # fmt: skip
+"""Keys that stand in a section for each side, from 1.10 on."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "transformer_block_type": (None, "pre_ln"),
     "headscale": (None, False),
@@ -200,24 +206,30 @@ def written(family: str, config: ModelConfig, sizes: tuple[int, int], dtype: str
         }
         if config.rotary_scaling is not None and config.rotary_scaling.type == "linear":
             keys["seq_len_interpolation_factor"] = config.rotary_scaling.factor
-    return (
-        keys
-        | _of_family(family, config)
-        | {"target": TARGETS[family], "nemo_version": NEWEST if newer else OLDEST}
-    )
+    keys = _of_family(keys, config, stages)
+    return keys | {"target": TARGETS[family], "nemo_version": NEWEST if newer else OLDEST}
 
 
-def _of_family(family: str, config: ModelConfig) -> dict[str, Any]:
+def _of_family(keys: dict[str, Any], config: ModelConfig, stages: int) -> dict[str, Any]:
+    """The keys as a family has them."""
     if isinstance(config, BertConfig):
-        return {"bert_binary_head": config.bert_binary_head}
-    if isinstance(config, EncoderDecoderConfig):
-        sides = {"encoder_arch": "transformer", "decoder_arch": "transformer"}
-        return {
-            "seq_length": config.max_position_embeddings,
-            "decoder_num_layers": config.decoder_layers,
-            **sides,
-        }
-    return {}
+        return keys | {"bert_binary_head": config.bert_binary_head}
+    if not isinstance(config, EncoderDecoderConfig):
+        return keys
+    keys["seq_length"] = keys.pop("encoder_seq_length")
+    keys["pipeline_model_parallel_split_rank"] = stages // 2
+    keys["num_layers"] = config.encoder_layers
+    if not _newer(config):
+        return keys | {"encoder_arch": "transformer", "decoder_arch": "transformer"}
+    shared = {name: keys.pop(name) for name in OF_A_SIDE if name in keys}
+    sizes = {
+        "encoder": (config.encoder_layers, config.ffn_size),
+        "decoder": (config.decoder_layers, config.decoder_ffn_size),
+    }
+    return keys | {
+        side: {"arch": "transformer", **shared, "num_layers": layers, "ffn_hidden_size": inner}
+        for side, (layers, inner) in sizes.items()
+    }
 
 
 def _refuse_unknown(config: ModelConfig) -> None:
@@ -252,8 +264,11 @@ def _named(activation: str) -> tuple[str, bool]:
 
 
 def _newer(config: ModelConfig) -> bool:
-    """Does it need a key that NeMo 1.8 did not have?"""
-    return not (
+    """Does it need a key that NeMo 1.8 did not have? Two sides that differ had none."""
+    sides = isinstance(config, EncoderDecoderConfig) and (
+        config.encoder_layers != config.decoder_layers or config.ffn_size != config.decoder_ffn_size
+    )
+    return sides or not (
         config.activation in ("gelu_tanh", "gelu_erf")
         and config.bias
         and config.normalization == "layernorm"
