@@ -159,7 +159,7 @@ def test_halves_become_fp32_for_us_and_stay_halves_for_others(tmp_path, folders)
 
 def test_a_wrong_output_is_removed(tmp_path, folders, monkeypatch):
     """Rows in the order of version 1 in a file that says 3."""
-    monkeypatch.setattr(to_megatron, "legacy", lambda version: legacy(1))
+    monkeypatch.setattr(to_megatron, "legacy", lambda version, family: legacy(1, family))
     with pytest.raises(Failed, match=r"logits differ by .* other numbers were read back of blocks\.0"):
         convert(folders["gpt2"], tmp_path / "out", Plan("megatron"))
     assert list(tmp_path.iterdir()) == []

@@ -112,11 +112,8 @@ def _refuse(error: float, tolerance: float, reader: str, why: str = "") -> None:
 def _score(computed: Computed, source: Source, *, untrained: bool) -> dict[str, Any]:
     if source.is_native:
         return {"scored": False, "why": "the source is of Megalith's own"}
-    if not computed.tokens.scored:
-        return {
-            "scored": False,
-            "why": "there is no tokenizer: whether the weights make sense of text was not tried",
-        }
+    if source.anew or not computed.tokens.scored:
+        return {"scored": False, "why": source.anew or computed.tokens.why}
     loss, limit = passage_loss(computed.source, computed.tokens), most(source.config)
     if not loss <= limit and not untrained:
         raise Failed(

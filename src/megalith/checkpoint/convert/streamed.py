@@ -20,11 +20,14 @@ from torch import nn
 
 from megalith.checkpoint.lazy import Lazy
 from megalith.models.config import ModelConfig
-from megalith.models.gpt import GPT
-from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
+from megalith.models.encdec import EncoderDecoder
+from megalith.models.family import class_of
+from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
 
 HEAD_BYTES = 16 << 20
 """Bytes of the head's rows in memory at a time."""
+CLOSE = 2
+"""Rows of a table read for each that is wanted, at most, where they are read in one go."""
 Step = Callable[[int], None]
 Read = tuple[dict[str, torch.Tensor], int]
 
@@ -37,31 +40,46 @@ def logits(
     dtype: torch.dtype,
     step: Step = lambda nbytes: None,
 ) -> torch.Tensor:
-    """tokens (T,) → (T, V), computed in `dtype`. `step` is told the bytes of each layer that was read."""
+    """tokens (T,) → (T, V), computed in `dtype`; an encoder-decoder reads them on both sides. `step` is told the bytes of each layer that was read."""
     with torch.device("meta"):
-        model = GPT(config).to(dtype).eval()
-    model.first = False
-    layers = {
-        module: name
-        for name, module in model.named_modules()
-        if not isinstance(module, TokenEmbedding | PositionEmbedding | OutputHead)
-        and any(True for _ in module.parameters(recurse=False))
-    }
-    x = torch.cat([tensors["token_embedding.weight"].rows(int(i), int(i) + 1) for i in tokens]).to(dtype)
-    if config.position_embedding_type == "learned_absolute":
-        x = x + tensors["position_embedding.weight"].rows(0, len(tokens)).to(dtype)
+        model: Any = class_of(config)(config).to(dtype).eval()
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, OutputHead | OutputBias):
+            continue
+        if isinstance(module, TokenEmbedding | PositionEmbedding):
+            setattr(module, "forward", _looked_up(tensors[f"{name}.weight"], dtype))  # noqa: B010  # of this one
+        elif any(True for _ in module.parameters(recurse=False)):
+            layers[module] = name
+    both = {"tokens": tokens[None]} if isinstance(model, EncoderDecoder) else {}
     with _Reader(layers, tensors, dtype) as reader:
         for module in layers:
             _read_when_called(module, reader, step)
-        hidden = model(x[None])[0]
+        hidden = model.before_head(model(tokens[None], **both)[0])
     table = tensors.get("head.weight", tensors["token_embedding.weight"])
+    bias = tensors.get("output_bias.bias")
     rows = max(1, HEAD_BYTES // (config.hidden_size * dtype.itemsize))
     found = []
     for start in range(0, config.vocab_size, rows):
-        part = table.rows(start, min(start + rows, config.vocab_size))
+        stop = min(start + rows, config.vocab_size)
+        part = table.rows(start, stop)
         step(part.nbytes)
-        found.append(F.linear(hidden, part.to(dtype)))
+        added = None if bias is None else bias.rows(start, stop).to(dtype)
+        found.append(F.linear(hidden, part.to(dtype), added))
     return torch.cat(found, -1)
+
+
+def _looked_up(table: Lazy, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Ids (…) → rows of a table (…, D), of which no others are read; all between the first and the last where these are few."""
+
+    def rows(ids: torch.Tensor) -> torch.Tensor:
+        first, last = int(ids.min()), int(ids.max())
+        if last - first < CLOSE * ids.numel():
+            return table.rows(first, last + 1)[ids - first].to(dtype)
+        known = {int(i): table.rows(int(i), int(i) + 1) for i in ids.unique()}
+        return torch.cat([known[int(i)] for i in ids.flatten()]).to(dtype).unflatten(0, ids.shape)
+
+    return rows
 
 
 class _Reader:
