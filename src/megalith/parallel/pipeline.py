@@ -220,4 +220,7 @@ def _exchange(gradient: torch.Tensor, rank: int, ranks: Sequence[int], group: An
             operations.append(dist.P2POp(dist.irecv, parts[peer], group=group, group_peer=peer))
     for work in dist.batch_isend_irecv(operations):
         work.wait()
-    gradient.copy_(sum(parts.values()))  # type: ignore[arg-type]
+    total = parts[ranks[0]]
+    for peer in ranks[1:]:
+        total.add_(parts[peer])
+    gradient.copy_(total)

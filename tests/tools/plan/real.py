@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megalith.engine.engine import Engine
-from megalith.models.gpt import GPT
+from megalith.engine.objective import objective_of
+from megalith.models.family import class_of
 from megalith.optim.schedule import make_schedule
 from megalith.parallel.apply import build
 from megalith.tools.plan.rehearsal import Case
@@ -62,18 +63,27 @@ class Counted(TorchDispatchMode):
 
 def make_engine(case: Case) -> Engine:
     topology = Topology.of(case.sizes, "cpu")
-    stages = build(GPT, case.model, topology, seed=1, precision=case.precision, recompute=case.recompute)
+    stages = build(
+        class_of(case.model), case.model, topology, seed=1, precision=case.precision, recompute=case.recompute
+    )
     schedule = make_schedule(case.optim, max_steps=10, global_batch=case.micro_batch * case.micro_batches)
     return Engine(
         stages, topology, optim=case.optim, schedule=schedule, seed=1, micro_batch_size=case.micro_batch,
-        precision=case.precision,
+        precision=case.precision, objective=objective_of(case.model),
     )  # fmt: skip
 
 
 def batch(case: Case) -> dict[str, torch.Tensor]:
+    """Full rows; of the tokens that an encoder reads as many are predicted in each as the case says."""
     samples = case.micro_batch * case.micro_batches
-    tokens = torch.randint(0, case.model.vocab_size, (samples, case.length + 1))
-    return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "sample": torch.arange(samples)}
+    tokens = torch.randint(0, case.model.vocab_size, (samples, (case.decoder_length or case.length) + 1))
+    found = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:].clone(), "sample": torch.arange(samples)}
+    if case.decoder_length:
+        found["encoder_tokens"] = torch.randint(0, case.model.vocab_size, (samples, case.length))
+    if case.targets:
+        found["targets"][:, int(case.targets) :] = -1
+        found |= {"types": torch.zeros_like(found["tokens"]), "order": torch.zeros(samples, dtype=torch.long)}
+    return found
 
 
 def size(tensors) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megalith.engine.flops import Sample
 from megalith.models.config import ModelConfig, num_parameters
 from megalith.parallel.memory import Recompute
 from megalith.tools.plan.devices import find
@@ -34,7 +35,7 @@ def test_parameters_of_the_published_models(run):
 def test_flops_are_the_papers_formula(run):
     """96·B·s·L·h²·(1 + s/(6h) + V/(16Lh)), 72·B·s·L·h²·(1 + s/(6h) + V/(12Lh)) without recomputation."""
     length, vocab, width, layers = 2048, 51200, run.width, run.layers
-    found = flops(gpt(width, layers, run.heads), length, Recompute(), Sizes())
+    found = flops(gpt(width, layers, run.heads), Sample(length), Recompute(), Sizes())
     both = {96: 16, 72: 12}
     all_computed, needed = (
         factor * layers * width**2 * (1 + length / (6 * width) + vocab / (head * layers * width))
@@ -46,11 +47,13 @@ def test_flops_are_the_papers_formula(run):
 
 def test_selective_and_partial_recomputation():
     model, sizes = gpt(1024, 8, 16), Sizes(pipeline=2)
-    plain = flops(model, 512, None, sizes)
+    plain = flops(model, Sample(512), None, sizes)
     assert plain.hardware == plain.model
-    attention = flops(model, 512, Recompute("selective"), sizes)
+    attention = flops(model, Sample(512), Recompute("selective"), sizes)
     assert attention.hardware - plain.model == 8 * 4 * 1024 * 512
-    whole, half = (flops(model, 512, how, sizes) for how in (Recompute(), Recompute("full", "block", 2)))
+    whole, half = (
+        flops(model, Sample(512), how, sizes) for how in (Recompute(), Recompute("full", "block", 2))
+    )
     assert half.hardware - plain.model == pytest.approx((whole.hardware - plain.model) / 2)
 
 

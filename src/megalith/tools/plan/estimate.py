@@ -4,6 +4,7 @@
     a long pipeline         three ranks stand for the first, those between, and the last
     many micro-batches      those in flight at the same time each keep what one keeps; all are in the batch, or wait to be sent
 
+An encoder-decoder's pipeline is not shortened, for its ranks differ more; on one rank both its towers are rehearsed whole.
 Layers of a stage are alike, so the line is exact (tests compare it with whole rehearsals). Knows layouts. Runs nothing itself.
 """
 
@@ -52,8 +53,9 @@ class Estimate:
 def estimate(case: Case, stage: int = 0) -> Estimate:
     """What the ranks at place `stage` of the pipeline hold and send."""
     sizes = case.sizes
-    counts = [len(layers) for layers in sizes.layers_of(case.model.num_layers)[stage :: sizes.pipeline]]
-    lengths = rehearsed_layers(case, max(counts))
+    counts = [len(layers) for layers in sizes.layers_of(*case.model.depths)[stage :: sizes.pipeline]]
+    both = len(case.model.depths) > 1 and sizes.pipeline == 1
+    lengths = None if both else rehearsed_layers(case, max(counts))
     if lengths is None:
         found = rehearse(*_small(case, stage, counts))
     else:
@@ -76,10 +78,11 @@ def rehearsed_layers(case: Case, layers: int) -> tuple[int, int] | None:
 
 def _small(case: Case, stage: int, counts: list[int]) -> tuple[Case, int]:
     """The same rank in a pipeline of at most three, whose ranks have this one's numbers of layers. → (case, its place)"""
-    sizes = case.sizes
-    ranks = (
-        min(sizes.pipeline, RANKS) if sizes.schedule != "zero_bubble" else sizes.pipeline
-    )  # its order is its own
+    sizes, towers = case.sizes, case.model.depths
+    if sizes.pipeline == 1 and len(towers) > 1:
+        return case, stage
+    whole = len(towers) > 1 or sizes.schedule == "zero_bubble"  # its order is its own
+    ranks = sizes.pipeline if whole else min(sizes.pipeline, RANKS)
     layers = tuple(count for count in counts for _ in range(ranks))
     place = (
         stage
@@ -91,7 +94,13 @@ def _small(case: Case, stage: int, counts: list[int]) -> tuple[Case, int]:
         else 1
     )
     small = replace(sizes, pipeline=ranks, layers=layers if ranks > 1 else None)
-    model = case.model.model_copy(update={"num_layers": sum(layers)})
+    update = {"num_layers": sum(layers)}
+    if len(towers) > 1:
+        split = sizes.stages_of(*towers)[0]
+        first = sum(layers[:split])
+        update = {"encoder_num_layers": first, "decoder_num_layers": sum(layers) - first}
+        small = replace(small, pipeline_split=split)
+    model = case.model.model_copy(update=update)
     return replace(case, sizes=small, model=model, micro_batches=_rounds(case, small)), place
 
 

@@ -18,7 +18,7 @@ from megalith.models import presets
 from megalith.models.config import ModelConfig, num_parameters
 from megalith.parallel.memory import Recompute
 from megalith.tasks.derived import vocabulary
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tasks.processes import legal_layout
 from megalith.tools.machine import look
 from megalith.tools.plan.devices import Device
@@ -129,7 +129,7 @@ def on_device(found: Estimate, sizes: Sizes) -> int:
 
 
 def make_plan(
-    config: PretrainGPTConfig,
+    config: PretrainConfig,
     device: Device | None = None,
     *,
     efficiency: float | None = None,
@@ -149,18 +149,19 @@ def make_plan(
         say(f"pipeline rank {stage}" if sizes.pipeline > 1 else "one step")
         estimates.append(estimate(case, stage))
     samples, steps = config.model.global_batch_size, config.trainer.max_steps
-    length = case.length
+    length = case.sample.tokens
     batch = Batch(
         samples, samples * length, case.micro_batches, steps, config.model.batch_schedule.consumed_at(steps) * length
     )  # fmt: skip
     return Plan(
         case, source, here, tuple(estimates), batch,
-        flops(model, length, case.recompute, sizes), bubble(sizes, case.micro_batches),
+        flops(model, case.sample, case.recompute, sizes),
+        bubble(sizes, case.micro_batches, undivided=model.position_embedding_type == "relative"),
         efficiency_of(here, efficiency), step_time,
     )  # fmt: skip
 
 
-def architecture(config: PretrainGPTConfig) -> tuple[ModelConfig, str]:
+def architecture(config: PretrainConfig) -> tuple[ModelConfig, str]:
     """The model, and where its vocabulary comes from: a key, the tokenizer, or the preset's publication."""
     size, source = vocabulary(config)
     if size is None and config.model.preset is not None:
@@ -171,7 +172,7 @@ def architecture(config: PretrainGPTConfig) -> tuple[ModelConfig, str]:
     return config.model.architecture(size), source
 
 
-def layout(config: PretrainGPTConfig, device: Device | None, model: ModelConfig) -> Sizes:
+def layout(config: PretrainConfig, device: Device | None, model: ModelConfig) -> Sizes:
     """The layout of `trainer.devices` × `trainer.num_nodes` processes; without them, the smallest that the sizes need."""
     trainer = config.trainer
     each = trainer.num_devices or (device.per_node if device and trainer.num_nodes > 1 else None)
@@ -191,7 +192,7 @@ def this_machine(sizes: Sizes) -> Device:
     return Device(name, "CPU", memory, 0.0, None, None, sizes.world, "this machine")
 
 
-def make_case(config: PretrainGPTConfig, model: ModelConfig, sizes: Sizes, device: Device) -> Case:
+def make_case(config: PretrainConfig, model: ModelConfig, sizes: Sizes, device: Device) -> Case:
     """What is to be rehearsed."""
     keys = config.model
     precision = resolve_precision(config.trainer.precision, torch.device("cpu")).value
@@ -201,7 +202,9 @@ def make_case(config: PretrainGPTConfig, model: ModelConfig, sizes: Sizes, devic
         model, sizes,
         micro_batch=keys.micro_batch_size,
         micro_batches=keys.global_batch_size // (keys.micro_batch_size * sizes.data),
-        length=keys.encoder_seq_length,
+        length=keys.sample.length,
+        decoder_length=keys.sample.decoder_length,
+        targets=keys.sample.targets,
         precision=precision,
         recompute=Recompute.from_keys(
             keys.activations_checkpoint_granularity,
@@ -214,13 +217,14 @@ def make_case(config: PretrainGPTConfig, model: ModelConfig, sizes: Sizes, devic
 
 
 def stages_to_look_at(case: Case) -> list[int]:
-    """The first, the last, and of those between the one with most to keep."""
+    """The first, the last, that where a decoder begins, and of those between the one with most to keep."""
     ranks = case.sizes.pipeline
     if ranks <= 2:
         return list(range(ranks))
-    layers = case.sizes.layers_of(case.model.num_layers)
+    layers = case.sizes.layers_of(*case.model.depths)
+    begin = case.sizes.stages_of(*case.model.depths)[0] % ranks  # of a decoder, where there is one
 
     def kept(rank: int) -> int:
         return sum(map(len, layers[rank::ranks])) * (1 + in_flight(case.sizes, rank, case.micro_batches))
 
-    return [0, max(range(1, ranks - 1), key=kept), ranks - 1]
+    return sorted({0, begin, max(range(1, ranks - 1), key=kept), ranks - 1})

@@ -20,10 +20,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megalith.engine.batch import Share, place
+from megalith.engine.flops import Sample
 from megalith.engine.local import local_parameter
-from megalith.engine.objective import Batch, CausalLanguageModel
+from megalith.engine.objective import Batch, objective_of
 from megalith.engine.step import Forward, accumulate, finish_gradients, run_pipeline
+from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
+from megalith.models.heads import MaskedHead
+from megalith.models.stack import named_blocks
 from megalith.nn.loss import CHUNK, CrossEntropy
 from megalith.optim.adamw import make_optimizer
 from megalith.optim.config import OptimConfig
@@ -31,7 +36,7 @@ from megalith.optim.groups import parameter_groups
 from megalith.parallel.apply import build
 from megalith.parallel.memory import Recompute
 from megalith.tools.plan.ledger import BATCH, EXCHANGE, P2P, WORKING, Ledger, local_tensor
-from megalith.tools.plan.shapes import Shapes, pretend, shared_names
+from megalith.tools.plan.shapes import count_targets, pretend, shapes_of
 from megalith.topology.launch import fake
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
@@ -46,19 +51,29 @@ FORWARD, BACKWARD, END = "forward", "backward", "end of the backward"
 
 @dataclass(frozen=True)
 class Case:
-    """What is rehearsed: a model, how a step of it is computed, and the layout."""
+    """What is rehearsed: a model, how a step of it is computed, and the layout.
+
+    `length`: of an encoder-decoder the encoder's; `targets`: how many tokens of a row are predicted (None: all).
+    """
 
     model: ModelConfig
     sizes: Sizes
     micro_batch: int
     micro_batches: int
     length: int
+    decoder_length: int = 0
+    targets: float | None = None
     precision: str = "32"
     recompute: Recompute | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     on_gpu: bool = False
     """Logits are made in larger chunks there."""
     seed: int = 1
+
+    @property
+    def sample(self) -> Sample:
+        """What one sample holds."""
+        return Sample(self.length, self.decoder_length, self.targets)
 
 
 @dataclass(frozen=True)
@@ -84,12 +99,10 @@ def rehearse(case: Case, stage: int = 0) -> Rehearsal:
     with fake(sizes.world, rank=rank):
         topology = Topology.of(sizes, "cpu")
         stages = build(
-            Shapes, case.model, topology,
+            shapes_of(case.model), case.model, topology,
             seed=case.seed, precision=case.precision, recompute=case.recompute, device=torch.device("meta"),
         )  # fmt: skip
-        forward = Forward(stages, CausalLanguageModel(), topology)
-        if forward.pipeline is not None:  # nobody answers what the others hold
-            forward.pipeline.shared = shared_names(case.model, sizes)
+        forward = Forward(stages, objective_of(case.model), topology)
         with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger, Traffic(topology) as traffic:
             return Run(case, forward, ledger, traffic).result()
 
@@ -141,6 +154,8 @@ class Run:
                     module.register_parameter(name, pretend(parameter))
                 if isinstance(module, CrossEntropy) and self.case.on_gpu:
                     module.chunk = CHUNK["cuda"]
+                if isinstance(module, MaskedHead):
+                    count_targets(module, self.case.targets or self.case.length)
             stage.train()
         parameters = {name: p for stage in self.forward.stages for name, p in stage.named_parameters()}
         local = {name: local_parameter(p) for name, p in parameters.items()}
@@ -155,10 +170,11 @@ class Run:
         """Hooks that tell the ledger what tensors are for, and when a micro-batch begins."""
         for stage in self.forward.stages:
             stage.register_forward_pre_hook(self._begin)
-            for module in (stage, *stage.blocks.values()):
+            blocks = list(named_blocks(stage).values())
+            for module in (stage, *blocks):
                 module.register_forward_pre_hook(self._watch)
             stage.register_forward_hook(self._end)
-            next(iter(stage.blocks.values())).register_forward_hook(self._first_block)
+            blocks[0].register_forward_hook(self._first_block)
             for module in stage.modules():
                 if isinstance(module, CrossEntropy):
                     module.register_forward_pre_hook(lambda *_: self._context(LOSS))
@@ -166,9 +182,9 @@ class Run:
 
     def _begin(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.marks.append(self.traffic.sent.copy())
-        piece = self.ledger.piece(inputs[0])
-        if piece is not None and not module.first:  # asked for before the first forward
-            piece.context = WORKING
+        for piece in map(self.ledger.piece, inputs):
+            if piece is not None and not module.first:  # asked for before the first forward
+                piece.context = WORKING
         self.ledger.context = WORKING
         self.ledger.enter_phase(FORWARD)
 
@@ -204,17 +220,13 @@ class Run:
     def _share(self) -> Share:
         """Micro-batches of full samples."""
         case, count = self.case, self.count
-        shape = (case.micro_batch, case.length)
-        micro: Batch = {
-            "tokens": torch.zeros(shape, dtype=torch.long),
-            "targets": torch.zeros(shape, dtype=torch.long),
-            "sample": torch.zeros(case.micro_batch, dtype=torch.long),
-        }
-        tokens = case.micro_batch * case.length * count
+        micro = empty_batch(case)
+        tokens = case.micro_batch * case.sample.tokens * count
+        terms = list(self.forward.objective.counts(micro))
         return Share(
             [place(micro, self.forward.topology)] * count,
-            [{"lm": 1.0}] * count,
-            {"lm": tokens},
+            [dict.fromkeys(terms, 1.0)] * count,
+            dict.fromkeys(terms, tokens),
             case.micro_batch * count,
             tokens,
         )
@@ -236,6 +248,23 @@ class Run:
             _times(steady, more * len(self.forward.stages)) if self.case.sizes.zero_stage == 3 else Counter()
         )
         return once + marks[-1] + _times(Counter(alike), more / count) + shared
+
+
+def empty_batch(case: Case) -> Batch:
+    """A micro-batch of zeros with everything that the family's has but lengths, for no row is padded."""
+    rows = case.micro_batch
+    read = torch.zeros(rows, case.length, dtype=torch.long)
+    written = torch.zeros(rows, case.decoder_length, dtype=torch.long) if case.decoder_length else read
+    batch: Batch = {
+        "tokens": written,
+        "targets": written.clone(),
+        "sample": torch.zeros(rows, dtype=torch.long),
+    }
+    if isinstance(case.model, EncoderDecoderConfig):
+        batch["encoder_tokens"] = read
+    if isinstance(case.model, BertConfig):
+        batch |= {"types": torch.zeros_like(read), "order": torch.zeros(rows, dtype=torch.long)}
+    return batch
 
 
 def _times(sent: Sent, factor: float) -> Sent:

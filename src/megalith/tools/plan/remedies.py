@@ -123,8 +123,8 @@ def _less_data(keys: tuple[str, ...], case: Case, **axis: int) -> Iterator[Chang
 def _legal(keys: tuple[str, ...], case: Case, sizes: Sizes) -> Iterator[Change]:
     model = case.model
     numbers = Divisible(
-        layers=model.num_layers, heads=model.num_attention_heads, kv_heads=model.kv_heads, ffn=model.ffn_size,
-        vocab=model.padded_vocab_size, length=case.length,
+        layers=model.depths, heads=model.num_attention_heads, kv_heads=model.kv_heads, ffn=model.ffn_size,
+        vocab=model.padded_vocab_size, length=(case.length, case.decoder_length) if case.decoder_length else case.length,
         micro_batch=case.micro_batch, global_batch=case.micro_batch * case.micro_batches * sizes.data,
     )  # fmt: skip
     if not sizes.problems(numbers):

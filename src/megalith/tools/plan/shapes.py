@@ -1,25 +1,23 @@
-"""A model as shapes alone: no numbers drawn, parameters without memory, and what other pipeline ranks hold, without asking."""
+"""A model as shapes alone: no numbers drawn, parameters without memory, and a head that asks no data how much it sees."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+import math
 
 import torch
 from torch import nn
 
 from megalith.engine.local import like
 from megalith.models.config import ModelConfig
-from megalith.models.gpt import GPT, Blocks
+from megalith.models.family import class_of
+from megalith.models.heads import MaskedHead
+from megalith.parallel.layers import SequenceMaskedHead
 from megalith.tools.plan.ledger import local_tensor
-from megalith.topology.sizes import Sizes
 
 
-class Shapes(GPT):
-    """Whose initial numbers nobody draws."""
-
-    def init_rules(self) -> list[Any]:
-        return [("", 0.0)]
+def shapes_of(model: ModelConfig) -> type[nn.Module]:
+    """The class of its family; its initial numbers nobody draws."""
+    return type("Shapes", (class_of(model),), {"init_rules": lambda self: [("", 0.0)]})
 
 
 def pretend(parameter: nn.Parameter) -> nn.Parameter:
@@ -29,18 +27,13 @@ def pretend(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(like(parameter, held), requires_grad=parameter.requires_grad)
 
 
-def shared_names(model: ModelConfig, sizes: Sizes) -> dict[str, list[int]]:
-    """What `Pipeline` asks its peers: names of parameters on several pipeline ranks → these ranks. Blocks are on one."""
-    with torch.device("meta"):
-        shell = GPT(model)
-    shell.blocks = Blocks()
-    holders: dict[str, list[int]] = {}
-    for rank in range(sizes.pipeline):
-        names: dict[str, None] = {}
-        for index in range(rank, sizes.stages, sizes.pipeline):
-            stage = copy.deepcopy(shell)
-            stage.cut(index, sizes.stages, range(0))
-            names |= dict.fromkeys(name for name, _ in stage.named_parameters())
-        for name in names:
-            holders.setdefault(name, []).append(rank)
-    return {name: ranks for name, ranks in sorted(holders.items()) if len(ranks) > 1}
+def count_targets(head: MaskedHead, each: float) -> None:
+    """Makes BERT's head see so many positions of each row: shapes have no targets that could be counted."""
+    parts = head.shares.parts if isinstance(head, SequenceMaskedHead) else 1
+
+    def counted(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = math.ceil(each * len(targets) / parts)
+        rows, wanted = hidden.flatten(0, 1)[:chosen], targets.flatten()[: chosen * parts]
+        return (rows, wanted) if parts == 1 else (rows[None], wanted[None])
+
+    head.counted = counted  # type: ignore[method-assign]

@@ -57,7 +57,7 @@ def _head(plan: Plan) -> Iterator[tuple[str, str | Text]]:
         "model",
         Text.assemble(
             (f"{_count(plan.parameters)} parameters", "bold"),
-            f": {model.num_layers} layers, width {model.hidden_size:,}, {heads}, vocabulary {model.vocab_size:,}"
+            f": {' + '.join(map(str, model.depths))} layers, width {model.hidden_size:,}, {heads}, vocabulary {model.vocab_size:,}"
             + ("" if plan.vocabulary == "model.vocab_size" else f" ({plan.vocabulary})"),
         ),
     )
@@ -75,7 +75,9 @@ def _head(plan: Plan) -> Iterator[tuple[str, str | Text]]:
         "step",
         Text.assemble(
             (f"{_count(batch.tokens)} tokens", "bold"),
-            f": {batch.samples:,} samples of {case.length:,}, {each}{where}",
+            f": {batch.samples:,} samples of {case.length:,}"
+            + (f" + {case.decoder_length:,}" if case.decoder_length else "")
+            + f", {each}{where}",
         ),
     )
 

@@ -8,9 +8,11 @@ recomputation included. Knows formulas and what was published; measures nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
-from megalith.engine.flops import flops_per_token, matrix_parameters
+from megalith.engine.flops import Sample, model_flops
 from megalith.models.config import ModelConfig
 from megalith.parallel.memory import Recompute
 from megalith.tools.plan.devices import Device
@@ -29,43 +31,62 @@ class Flops:
     hardware: float
 
 
-def flops(model: ModelConfig, length: int, recompute: Recompute | None, sizes: Sizes) -> Flops:
-    """`model`: `FORMULA`. `hardware`: and the forward of what is computed again: 2 × a layer's matrix parameters +
-    4 × attention width × length, or the latter alone when only attention is.
+def flops(model: ModelConfig, sample: Sample, recompute: Recompute | None, sizes: Sizes) -> Flops:
+    """`model`: `model_flops`. `hardware`: and the forward of what is computed again, a third of what a layer needs, or of
+    what its scores and probabilities need when only attention is.
 
     With full recomputation, plain attention and ffn = 4 × width that is Megatron-LM's
     96·B·s·L·h²·(1 + s/(6h) + V/(16Lh)) a step (Narayanan et al. 2021).
     """
-    width, matrices = model.num_attention_heads * model.head_dim, matrix_parameters(model)
-    needed = flops_per_token(
-        matrix_parameters=matrices, layers=model.num_layers, attention_width=width, length=length
-    )
+    needed = model_flops(model, sample).per_token
     if recompute is None:
         return Flops(needed, needed)
-    attention = 4.0 * width * length
     if recompute.granularity == "selective":
-        return Flops(needed, needed + model.num_layers * attention)
-    layer = 2.0 * (matrices - model.vocab_size * model.hidden_size) / model.num_layers + attention
-    return Flops(needed, needed + recomputed_layers(model.num_layers, recompute, sizes) * layer)
+        width = model.num_attention_heads * model.head_dim
+        return Flops(needed, needed + 4.0 * width * scores(model, sample) / sample.tokens)
+    again = recomputed_layers(model.depths, recompute, sizes)
+    forwards = [(deeper(model, tower, sample) - needed) / 3 for tower in range(len(model.depths))]
+    return Flops(needed, needed + sum(map(mul, again, forwards)))
 
 
-def recomputed_layers(layers: int, recompute: Recompute, sizes: Sizes) -> int:
-    """Layers whose forward runs twice."""
+def deeper(model: ModelConfig, tower: int, sample: Sample) -> float:
+    """FLOPs a token where a tower has one layer more: forward and backward, so a third of the difference is a forward."""
+    names = ("encoder_num_layers", "decoder_num_layers") if len(model.depths) > 1 else ("num_layers",)
+    more = model.model_copy(update={names[tower]: model.depths[tower] + 1})
+    return model_flops(more, sample).per_token
+
+
+def scores(model: ModelConfig, sample: Sample) -> float:
+    """Pairs of a query and a key in all layers, of one sample; a decoder's are its own and the encoder's."""
+    read, written = sample.length, sample.decoder_length
+    each = (read * read,) if len(model.depths) == 1 else (read * read, written * (written + read))
+    return sum(map(mul, model.depths, each))
+
+
+def recomputed_layers(towers: Sequence[int], recompute: Recompute, sizes: Sizes) -> list[int]:
+    """Layers of each tower whose forward runs twice."""
     if recompute.method == "uniform":
-        return layers
-    return sum(min(recompute.layers, len(own)) for own in sizes.layers_of(layers))
+        return list(towers)
+    found, begin = [], 0
+    for depth in towers:
+        tower = set(range(begin, begin + depth))
+        here = [len(tower.intersection(own)) for own in sizes.layers_of(*towers)]
+        found.append(sum(min(recompute.layers, count) for count in here))
+        begin += depth
+    return found
 
 
-def bubble(sizes: Sizes, micro_batches: int) -> float:
+def bubble(sizes: Sizes, micro_batches: int, *, undivided: bool = False) -> float:
     """Idle time of a pipeline ÷ its working time.
 
     1f1b and interleaved: (p − 1) ÷ (v · m) (Narayanan et al. 2021); zero_bubble: a third of that, since of forward, backward
-    by inputs and backward by weights, which take about the same time, the last fills gaps (Qi et al. 2023, ZB-H1).
+    by inputs and backward by weights, which take about the same time, the last fills gaps (Qi et al. 2023, ZB-H1), but where
+    backwards are `undivided`, as with a relative bias.
     """
     if sizes.pipeline == 1:
         return 0.0
     share = (sizes.pipeline - 1) / (sizes.virtual_pipeline * micro_batches)
-    return share / 3 if sizes.schedule == "zero_bubble" else share
+    return share / 3 if sizes.schedule == "zero_bubble" and not undivided else share
 
 
 @dataclass(frozen=True)
