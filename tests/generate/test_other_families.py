@@ -21,9 +21,9 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def run(family, tmp_path_factory, rank_pool):
-    """A run folder that two tensor ranks saved."""
+    """A run folder that two pipeline stages of two tensor ranks saved."""
     folder = tmp_path_factory.mktemp(family)
-    rank_pool.run(save_family, 2, str(folder), family, Sizes(tensor=2))
+    rank_pool.run(save_family, 4, str(folder), family, Sizes(tensor=2, pipeline=2))
     return folder
 
 
