@@ -150,3 +150,49 @@ def test_stages_take_all_layers_in_order(sizes, layers, expected):
     ranges = sizes.layers_of(layers)
     assert [len(each) for each in ranges] == expected
     assert [layer for each in ranges for layer in each] == list(range(layers))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "towers", "expected"),
+    [
+        (Sizes(pipeline=2), (6, 6), [6, 6]),
+        (Sizes(pipeline=3), (6, 6), [6, 3, 3]),
+        (Sizes(pipeline=4), (2, 12), [2, 4, 4, 4]),
+        (Sizes(pipeline=4), (12, 1), [4, 4, 4, 1]),
+        (Sizes(pipeline=4, pipeline_split=3), (6, 6), [2, 2, 2, 6]),
+        (Sizes(pipeline=2, virtual_pipeline=2, schedule="interleaved"), (4, 4), [2, 2, 2, 2]),
+        (Sizes(pipeline=3, layers=(4, 2, 6)), (6, 6), [4, 2, 6]),
+        (Sizes(), (6, 6), [12]),
+    ],
+)
+def test_no_stage_has_layers_of_two_towers(sizes, towers, expected):
+    assert not sizes.problems(Divisible(layers=towers))
+    ranges = sizes.layers_of(*towers)
+    assert [len(each) for each in ranges] == expected
+    assert [layer for each in ranges for layer in each] == list(range(sum(towers)))
+    if sizes.stages > 1:
+        assert sum(expected[: sizes.stages_of(*towers)[0]]) == towers[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "where", "fix"),
+    [
+        (Sizes(pipeline=4, pipeline_split=4), "split_rank", "1 to 3"),
+        (Sizes(pipeline=4, pipeline_split=0), "split_rank", "1 to 3"),
+        (Sizes(pipeline=6, pipeline_split=1), "split_rank", "2 to 4"),
+        (Sizes(pipeline=4, layers=(3, 2, 2, 1)), "pipeline_layers", "add up to 4"),
+        (Sizes(pipeline=4, layers=(3, 1, 2, 2), pipeline_split=1), "split_rank", "2 or null"),
+        (Sizes(pipeline=10), "pipeline_model_parallel_size", "at most 8"),
+    ],
+)
+def test_stages_that_two_towers_do_not_fill(sizes, where, fix):
+    (problem,) = sizes.problems(Divisible(layers=(4, 4)))
+    assert where in problem.where
+    assert fix in problem.fix
+
+
+def test_either_sequence_must_divide():
+    sizes = Sizes(tensor=4, sequence_parallel=True)
+    assert not sizes.problems(Divisible(length=(16, 8)))
+    (problem,) = sizes.problems(Divisible(length=(16, 6)))
+    assert "sequence length" in problem.what
