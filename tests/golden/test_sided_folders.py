@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from megalith.checkpoint.foreign import open_foreign
+from megalith.checkpoint.formats.huggingface_config import read_config
 from megalith.errors import CheckpointError
 from megalith.generate.loading import load_model
+from megalith.models.config import effective
+from megalith.models.presets import get
 
 pytest.importorskip("transformers")
 
@@ -167,6 +170,45 @@ def test_other_heads_than_an_encoders_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="decoder_attention_heads: 4, the encoder has 8"):
         load_model(tmp_path)
+
+
+PUBLISHED = {
+    "bert-base-uncased": (transformers.BertConfig, {"architectures": ["BertForPreTraining"]}),
+    "t5-small": (transformers.T5Config, {"num_decoder_layers": None}),
+    "t5-v1.1-base": (
+        transformers.T5Config,
+        {"d_model": 768, "num_layers": 12, "num_heads": 12, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "bart-large": (transformers.BartConfig, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_is_what_transformers_calls_so(name):
+    """What a format keeps of training alone, and how a table is padded, aside."""
+    kind, fields = PUBLISHED[name]
+    stored = (
+        {"encoder.", "decoder.", "lm_head.weight"} if "v1.1" in name else None
+    )  # theirs says that all are tied
+    config = read_config(kind(**fields).to_dict(), where="config.json", stored=stored)[1]
+    aside = {"attention_dropout", "make_vocab_size_divisible_by", "init_method_std"}
+    ours, theirs = effective(get(name)), effective(config)
+    assert {k: v for k, v in ours.items() if k not in aside} == {
+        k: v for k, v in theirs.items() if k not in aside
+    }
+
+
+def test_a_damaged_depth_is_told_before_a_model_of_it_is_built(tmp_path):
+    for model, key in (
+        (tiny_sides.bert(kind=transformers.BertModel), "num_hidden_layers"),
+        (tiny_sides.t5(), "num_decoder_layers"),
+    ):
+        folder = tmp_path / key
+        model.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {key: 10**12}))
+        with pytest.raises(CheckpointError, match=r"it is to have 1,000,000,000,00\d layers, but it holds"):
+            load_model(folder)
 
 
 @pytest.fixture(scope="module")

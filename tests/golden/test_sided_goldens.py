@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from megalith.checkpoint.foreign import open_foreign
+from megalith.errors import CheckpointError
 from megalith.generate.loading import load_model
 
 pytest.importorskip("transformers")
@@ -175,6 +176,13 @@ def test_the_released_345m_shape_is_known():
     )  # fmt: skip
     fields = settle(Facts({}, ""), seen, where="here").fields
     assert effective(BertConfig(**fields, vocab_size=30522)) == effective(get("bert-345m"))
+
+
+def test_token_types_that_contradict_the_tensors_are_refused(tmp_path, models):
+    whole, _ = models.get("bert", "fused", torch.float64)
+    path = write(tmp_path, whole, Layout(), facts("bert", "fused", "v3") | {"num_tokentypes": 4})
+    with pytest.raises(CheckpointError, match=r"num_tokentypes: 4 \(args\), the tensors have 2"):
+        open_foreign(path)
 
 
 @pytest.mark.parametrize("family", ["bert", "t5"])

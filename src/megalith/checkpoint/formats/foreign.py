@@ -48,9 +48,11 @@ class Foreign:
     @cached_property
     def tensors(self) -> Mapping[str, Mapped | Drawn]:
         """Our names (`blocks.0.mlp.up.weight`) → tensors, each made when it is read. Errors: `CheckpointError` for what does not fit."""
-        if self.config.num_layers > len(self.parts):
+        sizes = self.config.written_out()
+        layers = sizes.get("decoder_num_layers", 0) + sizes.get("encoder_num_layers", self.config.num_layers)
+        if layers > len(self.parts):
             raise CheckpointError(
-                f"it is to have {self.config.num_layers:,} layers, but it holds {len(self.parts):,} tensors",
+                f"it is to have {layers:,} layers, but it holds {len(self.parts):,} tensors",
                 where=str(self.path),
                 fix="its files are incomplete, or its configuration is damaged",
             )
@@ -86,8 +88,8 @@ def with_heads(foreign: Foreign) -> Foreign:
     rules = [rule for rule in foreign.table.rules if rule.native[-1].startswith(("lm_head.", "output_bias."))]
     if any(name in found for rule in rules for name in (*rule.foreign, *rule.copies)):
         return foreign
-    shapes = shapes_of(foreign.family, foreign.config)
-    drawn = tuple(name for name in shapes if name.startswith(("lm_head.", "output_bias.", "head.")))
+    own = () if foreign.config.share_embeddings_and_output_weights else ("head.weight",)
+    drawn = (*own, *(rule.native[0] for rule in rules if len(rule.native) == 1))
     said = "it is an encoder without the head that guesses masked tokens: lm_head and output_bias begin anew, untrained"
     return replace(foreign, drawn=drawn, notices=(*foreign.notices, said))
 
