@@ -18,9 +18,10 @@ import torch
 from megalith.checkpoint.formats import huggingface, megatron, megatron_files, nemo, nemo_lightning
 from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.formats.megatron_told import Told
+from megalith.checkpoint.layout import step_folders
 from megalith.checkpoint.local import held
 from megalith.checkpoint.manifest import MANIFEST
-from megalith.checkpoint.open import resolve
+from megalith.checkpoint.open import CHECKPOINTS, resolve
 from megalith.checkpoint.team import Team
 from megalith.errors import CheckpointError
 from megalith.hub.obtain import resolve as published
@@ -71,8 +72,8 @@ def _look(path: str | Path) -> Found | None:
     if "\0" in str(given):
         raise CheckpointError("is no path", where=repr(str(path)))
     try:
-        if (given / MANIFEST).exists():
-            return None
+        if (given / MANIFEST).exists() or any(step_folders(each) for each in (given, given / CHECKPOINTS)):
+            return None  # a run that another program began and that went on here is ours
         for kind, locate in _FORMATS:
             if (folder := locate(given)) is not None:
                 return Found(kind, folder)
@@ -108,40 +109,54 @@ def open_foreign(
     raise CheckpointError("is a checkpoint of Megalith's own", where=str(path))
 
 
-def load(foreign: Foreign, tensors: Mapping[str, torch.Tensor], *, team: Team | None = None) -> None:
-    """Fills `tensors` (`model.…`, any dtype; of a DTensor what this process holds) with a foreign model's weights.
+def load(
+    foreign: Foreign, tensors: Mapping[str, torch.Tensor], *, team: Team | None = None, strict: bool = True
+) -> list[str]:
+    """Fills `tensors` (`model.…`, any dtype; of a DTensor what this process holds) with a foreign model's weights: see `fill`."""
+    team, sources = team or Team(), {}
+    team.together(lambda: sources.update({f"model.{name}": one for name, one in foreign.tensors.items()}))
+    return fill(sources, tensors, where=str(foreign.path), team=team, strict=strict)
+
+
+def fill(
+    sources: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    where: str,
+    team: Team | None = None,
+    strict: bool = True,
+) -> list[str]:
+    """Fills live `tensors` from `sources` of the same names, each of which has a `shape` and fills what it is given.
 
     Names and shapes are compared first, on every process; where anything differs, `CheckpointError` lists it and no tensor was
-    touched. Processes that hold different tensors give the `team` that they load with, and call this together.
+    touched. Not `strict`: names that only one side has are left alone, and told. Processes that hold different tensors give the
+    `team` that they load with, and call this together.
     """
     team = team or Team()
-    here = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in here.items()}
-    everywhere: dict[str, tuple[int, ...]] = {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    here: dict[str, tuple[int, ...]] = {}
     for found in team.together(lambda: shapes):
-        everywhere.update(found)
-    team.together(lambda: _refuse_differences(foreign, everywhere))
-
-    def fill() -> None:
-        for name, mine in held(here).items():
-            foreign.tensors[name].fill(mine)
-
-    team.together(fill)
-
-
-def _refuse_differences(foreign: Foreign, here: Mapping[str, tuple[int, ...]]) -> None:
-    saved = {name: mapped.shape for name, mapped in foreign.tensors.items()}
+        here.update(found)
+    saved = {name: tuple(source.shape) for name, source in sources.items()}
+    left = [] if strict else sorted(saved.keys() ^ here.keys())
     lines = [
-        f"{name}: {_words(saved.get(name))} in the checkpoint, {_words(here.get(name))} here"
+        f"{name.removeprefix('model.')}: {_words(saved.get(name))} in the checkpoint, {_words(here.get(name))} here"
         for name in sorted(saved.keys() | here.keys())
-        if saved.get(name) != here.get(name)
+        if saved.get(name) != here.get(name) and name not in left
     ]
     if lines:
         raise CheckpointError(
             "\n    ".join(["its tensors do not fit this model; nothing was loaded", *lines]),
-            where=str(foreign.path),
+            where=where,
             fix="set the model's keys to what the checkpoint holds",
         )
+
+    def read() -> None:
+        for name, mine in held({name: t for name, t in tensors.items() if name not in left}).items():
+            sources[name].fill(mine)
+
+    team.together(read)
+    return [f"{name}: {'begins anew' if name in here else 'left out'}" for name in left]
 
 
 def _words(shape: tuple[int, ...] | None) -> str:

@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
+from megalith.checkpoint.convert.continued import open_continued
+from megalith.checkpoint.foreign import fill
 from megalith.checkpoint.foreign import load as load_foreign
+from megalith.checkpoint.formats.foreign import Foreign
 from megalith.checkpoint.native import Checkpointer, load
 from megalith.engine.engine import Engine
 from megalith.training.starting import weights_of_others
@@ -58,12 +61,31 @@ class Saver:
         )
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Put a step folder into the engine. → its whole state. Errors: `CheckpointError`, with nothing changed.
+        """Put a step folder, or a checkpoint of a run of NeMo's, into the engine. → its whole state.
 
-        Every process calls it alike; the folder may have been saved on any layout.
+        Every process calls it alike; it may have been saved on any layout. Errors: `CheckpointError`, with nothing changed.
         """
-        state = self._fill(folder, self.engine.tensors())
+        architecture = self.engine.stages[0].config
+        theirs = weights_of_others(folder, architecture)
+        if theirs is None:
+            state = self._fill(folder, self.engine.tensors())
+        else:
+            state = self._continue(theirs.as_model(architecture))
         self.engine.load_state_dict(state)
+        return state
+
+    def _continue(self, theirs: Foreign) -> dict[str, Any]:
+        """What another program's run goes on with, optimizer included."""
+        self.wait()
+        team, sources, state = self.checkpointer.team, dict[str, Any](), dict[str, Any]()
+
+        def prepare() -> None:
+            found = open_continued(theirs)
+            sources.update(found.tensors())
+            state.update(found.state)
+
+        team.together(prepare)
+        fill(sources, self.engine.tensors(), where=str(theirs.path), team=team)
         return state
 
     def load_weights(self, folder: Path) -> None:

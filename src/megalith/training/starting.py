@@ -1,6 +1,7 @@
 """From which checkpoint a run starts: its own newest, another one that the user named, or none.
 
     the run has checkpoints ──▶ go on from the newest that is whole
+    NeMo began the run, and it has no checkpoints of our own ──▶ go on from the newest of NeMo's that is whole
     model.resume_from_checkpoint ──▶ that one, once: started again, the run goes on from its own
     model.init_from ──▶ its weights at step 0, once
     otherwise ──▶ fresh
@@ -10,12 +11,15 @@ A path that the user typed and that leads nowhere is an error, never a fresh sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from megalith.checkpoint.convert.continued import KINDS, open_continued
 from megalith.checkpoint.foreign import Found, find, open_foreign
 from megalith.checkpoint.formats.foreign import Foreign
+from megalith.checkpoint.formats.nemo_runs import newest_of_run
 from megalith.checkpoint.native import newest_verified, read_state, verify
 from megalith.errors import CheckpointError
 from megalith.hub.catalogue import entry_of
@@ -53,6 +57,7 @@ def choose_start(
             fix="resume_from_checkpoint goes on at its step, init_from takes the weights to step 0: keep one",
         )
     asked = _origin(resume_from, init_from)
+    own: Path | None
     own, notices = newest_verified(checkpoints) if resume_if_exists else (None, [])
     if own is not None:
         state = read_state(own)
@@ -72,8 +77,9 @@ def choose_start(
             fix="give the run another exp_manager.name to begin anew, or model.resume_from_checkpoint",
         )
     if resume_from:
-        folder = _own(find(resume_from))
-        return Start("resume", folder, asked, tuple(notices), read_state(folder))
+        return _go_on(find(resume_from), asked, notices)
+    if resume_if_exists and (theirs := _begun_elsewhere(checkpoints, init_from)) is not None:
+        return theirs
     if init_from:
         found = find(init_from)
         folder = _own(found) if found.is_native else found.folder
@@ -85,6 +91,29 @@ def choose_start(
             fix="exp_manager.resume_ignore_no_checkpoint=true begins anew where there is none",
         )
     return Start("fresh", None, asked)
+
+
+def _begun_elsewhere(checkpoints: Path, init_from: str | Path | None) -> Start | None:
+    """The start of a run that NeMo began in this folder; None where it saved nothing there."""
+    file, said = newest_of_run(checkpoints)
+    if file is None:
+        return None
+    if init_from:
+        raise CheckpointError(
+            f"this run has checkpoints already, NeMo's: {file.name}",
+            where=str(checkpoints),
+            fix="another exp_manager.name for a new run; without model.init_from to go on with this one",
+        )
+    return _go_on(find(file), {"nemo": str(file)}, said)
+
+
+def _go_on(found: Found, origin: dict[str, str], notices: Sequence[str]) -> Start:
+    """From a step folder of our own, or from a checkpoint of another program's run."""
+    if not found.is_native and found.kind in KINDS:
+        theirs = open_continued(open_foreign(found.folder))
+        return Start("resume", found.folder, origin, (*notices, *theirs.notices), dict(theirs.state))
+    folder = _own(found)
+    return Start("resume", folder, origin, tuple(notices), read_state(folder))
 
 
 def _origin(resume_from: str | Path | None, init_from: str | Path | None) -> dict[str, str]:

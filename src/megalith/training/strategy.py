@@ -18,9 +18,9 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from megalith.checkpoint.files import remove_tree
+from megalith.checkpoint.foreign import find
 from megalith.checkpoint.layout import step_of
 from megalith.checkpoint.native import Checkpointer
-from megalith.checkpoint.open import resolve
 from megalith.engine.engine import Engine
 from megalith.errors import UnsupportedError
 from megalith.topology.sizes import AXES
@@ -143,7 +143,7 @@ class MegalithStrategy(Strategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load the engine from a run, checkpoints or step folder, and tell Lightning where the loop stands."""
         assert self._trainer is not None, "Lightning calls setup first (restore_checkpoint_after_setup)"
-        state = self.saver.load(resolve(checkpoint_path))
+        state = self.saver.load(find(checkpoint_path).folder)
         return checkpoint_dict(self._trainer, self.engine.step, state.get("loop", {}).get("callbacks", {}))
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:

@@ -98,25 +98,8 @@ class Writer:
             if self.tokenizer is not None:
                 state["tokenizer"] = {"hash": self.tokenizer.hash()}
             if self.optimizer is not None:
-                state |= self._counters(self.optimizer)
+                state |= counters(source, self.optimizer)
         return (json.dumps(state, indent=1) + "\n").encode()
-
-    def _counters(self, optimizer: Optimizer) -> dict[str, Any]:
-        """What a run goes on with, as far as the other program keeps it."""
-        samples = int(self.source.state.get("consumed_samples", 0))
-        args = self.source.provenance.get("args") or {}
-        tokens = samples * int(args.get("seq_length") or self.source.config.max_position_embeddings)
-        scaler = {} if optimizer.scale is None else {"scaler": {"scale": optimizer.scale}}
-        return {
-            "consumed_samples": samples,
-            "consumed_tokens": tokens,
-            "updates": {"step": optimizer.updates, "samples": samples, "tokens": tokens},
-            "skipped": 0,
-            "skipped_in_a_row": 0,
-            "scaler": {"scale": 1.0},
-            "seed": int(args.get("seed") or 1234),
-            **scaler,
-        }
 
     def _config(self) -> str:
         if self.source.config_yaml is not None:
@@ -125,3 +108,21 @@ class Writer:
         model = {name: value for name, value in fields.items() if value is not None}
         head = f"# The architecture of what `megalith checkpoint convert` made of a {self.source.kind} checkpoint.\n"
         return head + yaml.safe_dump({"model": model}, sort_keys=False)
+
+
+def counters(source: Source, optimizer: Optimizer) -> dict[str, Any]:
+    """What a run goes on with, as far as the other program keeps it."""
+    samples = int(source.state.get("consumed_samples", 0))
+    args = source.provenance.get("args") or {}
+    tokens = samples * int(args.get("seq_length") or source.config.max_position_embeddings)
+    scaler = {} if optimizer.scale is None else {"scaler": {"scale": optimizer.scale}}
+    return {
+        "consumed_samples": samples,
+        "consumed_tokens": tokens,
+        "updates": {"step": optimizer.updates, "samples": samples, "tokens": tokens},
+        "skipped": 0,
+        "skipped_in_a_row": 0,
+        "scaler": {"scale": 1.0},
+        "seed": int(args.get("seed") or 1234),
+        **scaler,
+    }
