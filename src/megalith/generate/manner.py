@@ -64,10 +64,11 @@ def manner_of(state: Mapping[str, Any], tokenizer: Tokenizer, bos: bool | None =
     if family == "bert":
         before, behind = (_id(tokenizer, role, "BERT's texts stand in") for role in ("cls", "sep"))
         return Manner((before,), (behind,))
-    start, forced = _decoder(family, tokenizer, taught=any(around))
     said = state.get(DECODING) or {}
     if "start" in said and "data_plan" not in state:
         start, forced = tuple(said["start"]), (said.get("first"), said.get("last"))
+    else:
+        start, forced = _decoder(family, tokenizer, taught=any(around))
     return Manner(*around, start, _id(tokenizer, "eos", "a decoder ends with"), forced)
 
 
