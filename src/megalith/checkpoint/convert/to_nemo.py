@@ -19,7 +19,7 @@ import yaml
 from megalith.checkpoint.convert.megatron_optimizer import in_module_order
 from megalith.checkpoint.convert.output import Within, write_files
 from megalith.checkpoint.convert.source import Source
-from megalith.checkpoint.convert.to_megatron import Sizes, refuse_sizes
+from megalith.checkpoint.convert.to_megatron import Sizes, family_of, refuse_sizes
 from megalith.checkpoint.convert.views import reading_once
 from megalith.checkpoint.exported import Cut, foreigns
 from megalith.checkpoint.files import FileRecord, Progress
@@ -38,6 +38,7 @@ from megalith.errors import CheckpointError
 from megalith.tokenizers.base import Tokenizer
 
 WHERE = "--to nemo"
+FIX = "--to native or --to huggingface, which may have it"
 
 
 class Writer:
@@ -52,11 +53,14 @@ class Writer:
             raise CheckpointError("NeMo's archives have no virtual stages", where=WHERE)
         self.source, self.sizes = source, sizes
         config, ranks = source.config, sizes.ranks
-        self.table = legacy(CURRENT, "t5" if source.family == "bart" else source.family)
+        self.table = legacy(CURRENT, family_of(source))
         rows = padded_rows(config.vocab_size, ranks)
-        self.cuts = foreigns(
-            self.table, tensors, heads_of(config), tensor_parallel=ranks, vocabulary_rows=rows
-        )
+        try:
+            self.cuts = foreigns(
+                self.table, tensors, heads_of(config), tensor_parallel=ranks, vocabulary_rows=rows
+            )
+        except CheckpointError as error:
+            raise CheckpointError(error.problem.what, where=WHERE, fix=FIX) from None
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         keys = written(source.family, config, (ranks, sizes.stages), dtype)
         told = arguments(keys, where=WHERE)
