@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -19,9 +21,13 @@ from megalith.generate.loading import load_model
 
 pytest.importorskip("transformers")
 
+from torch.distributed import checkpoint as dcp
+
 from tests.golden import tiny, tiny_sides
+from tests.golden.foreign_classes import arguments, megatron_installed
+from tests.golden.megatron_core_files import Chunks, Planner
 from tests.golden.megatron_facts import GELU, gpt2_facts
-from tests.golden.megatron_files import Layout, write
+from tests.golden.megatron_files import Layout, sided_core_model, write
 from tests.golden.sides import Sides, from_megatron_bert, from_pegasus
 
 TOLERANCE = 1e-10
@@ -125,6 +131,35 @@ def test_bert(tmp_path, models, layout, gelu):
 @pytest.mark.parametrize(("layout", "gelu"), T5, ids=spelled)
 def test_t5(tmp_path, models, layout, gelu):
     check(models, tmp_path, "t5", layout, gelu)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_torch_dist(tmp_path, models, family):
+    """megatron-core's default: one tensor of the whole model under each name, layers along a leading axis."""
+    whole, theirs = models.get(family, "fused", torch.float64)
+    each = sided_core_model(whole, Layout(3.0, "core TE"), 0, 0)
+    names = {name: re.sub(r"layers\.\d+\.", "layers.", name) for name in each if "_extra_state" not in name}
+    stacked = {name for name, other in names.items() if name != other}
+    state: dict[str, object] = {}
+    for name, other in names.items():
+        layers = [each[one] for one in names if names[one] == other]
+        tensor = torch.stack(layers) if name in stacked else each[name]
+        state[other] = Chunks(tensor, (len(layers) if name in stacked else 1, *([1] * (tensor.ndim - 1))))
+    step = tmp_path / "iter_0000010"
+    step.mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
+    with megatron_installed() as classes:
+        said = facts(family, "fused", "v3") | {"use_dist_ckpt": True, "tensor_model_parallel_size": 1}
+        args = arguments(classes, torch.float64, said)
+        torch.save({"args": args, "checkpoint_version": 3.0, "iteration": 10}, step / "common.pt")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            writer = dcp.FileSystemWriter(step, sync_files=False)
+            dcp.save(state, storage_writer=writer, planner=Planner(flatten_state_dict=False), no_dist=True)
+    (step / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
+    loaded = load_model(tmp_path, device="cpu", precision="64")
+    for mine, other in zip(tiny_sides.ours(loaded.model), theirs, strict=True):
+        assert (mine[..., : other.shape[-1]] - other).abs().max() <= TOLERANCE
 
 
 def without_heads(whole: Sides, *names: str) -> Sides:
