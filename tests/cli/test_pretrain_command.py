@@ -165,3 +165,27 @@ def test_token_files_that_are_not_there_are_an_error_before_torch_is_imported(tm
     )
     assert done.stdout == "2 False\n", done.stderr
     assert "✗ nowhere: no such token files" in done.stderr
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "bart"])
+def test_each_family_prints_its_configuration_and_numbers(run, tmp_path, family):
+    given = ["model.data.data_prefix=x", "model.vocab_size=29096", f"model.preset={family}-base"]
+    given[2] = "model.preset=bert-110m" if family == "bert" else given[2]
+    code, out, _ = run("pretrain", family, "--print-config", "--derived", *given)
+    assert code == 0
+    assert f"name: megatron_{family}" in out
+    assert "#   FLOPs a token" in out
+    (tmp_path / "mine.yaml").write_text(out, encoding="utf-8")
+    code, out, _ = run("explain", "model.data.masked_lm_prob", "--config", str(tmp_path / "mine.yaml"))
+    assert (code, "0.15" in out) == (0, True)
+
+
+def test_nemos_words_of_a_t5(run):
+    more = ["model.seq_length=256", "model.encoder_arch=transformer", "model.data.data_prefix=x"]
+    code, out, err = run("pretrain", "t5", "--print-config", *more)
+    assert code == 0
+    assert yaml.safe_load(out)["model"]["encoder_seq_length"] == 256
+    assert "model.seq_length is called model.encoder_seq_length here" in err
+    code, _, err = run("pretrain", "t5", "model.decoder_arch=retro", "model.data.data_prefix=x")
+    assert code == 2
+    assert "both sides are transformers" in err

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megalith.errors import EXIT_STOPPED, EXIT_SUCCESS
-from tests.tasks.nano import losses, make_corpus, overrides, steps_in
+from tests.tasks.nano import FAMILIES, family_of, losses, make_corpus, overrides, steps_in
 
 STEPS = 40
 ROOT = Path(__file__).parents[2]
@@ -60,12 +60,12 @@ def zygote():
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
+def corpus(request, tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), getattr(request, "param", "gpt"))
 
 
 def command(corpus, folder, *more):
-    return ["pretrain", "gpt", *overrides(corpus, folder, *more, steps=STEPS)]
+    return ["pretrain", family_of(corpus), *overrides(corpus, folder, *more, steps=STEPS)]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,7 @@ def test_kills_in_the_midst_of_saves(corpus, truth, zygote, tmp_path, asynchrono
     assert not any(root.glob("*.partial"))
 
 
+@pytest.mark.parametrize("corpus", FAMILIES, indirect=True)
 def test_kills_at_random_moments(corpus, truth, zygote, tmp_path):
     """From before the first step on: whatever has been saved by then, the end is the same."""
     log, chance = tmp_path.parent / f"{tmp_path.name}.log", random.Random(11)

@@ -97,7 +97,7 @@ def test_a_checkpoint_of_another_family(corpora, tmp_path):
 
 def test_a_decoder_without_pipeline_ranks(corpora, tmp_path):
     more = ["model.pipeline_model_parallel_size=2", "model.pipeline_model_parallel_split_rank=2"]
-    assert "leaves the decoder none of 2 pipeline ranks" in refused(corpora, "t5", tmp_path, *more)
+    assert "2 of 2 stages for the encoder's 2 layers" in refused(corpora, "t5", tmp_path, *more)
 
 
 def test_a_preset_of_another_family(corpora, tmp_path):

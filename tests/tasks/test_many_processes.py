@@ -22,8 +22,8 @@ TP2_PP2 = ("model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
+def corpus(request, tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"), getattr(request, "param", "gpt"))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,25 @@ def near(left, right, limit=1e-10):
     return left.keys() == right.keys() and all(abs(left[k] - right[k]) < limit for k in right)
 
 
+PP2 = ("model.pipeline_model_parallel_size=2",)
+SPLIT = ("model.pipeline_model_parallel_split_rank=1",)
+TP2 = ("model.tensor_model_parallel_size=2",)
+
+
 @pytest.mark.parametrize(
-    ("ranks", "layout"),
-    [(2, ("model.zero_stage=3",)), (2, CP2), (2, ("model.pipeline_model_parallel_size=2",)), (4, TP2_PP2)],
+    ("corpus", "ranks", "layout"),
+    [
+        ("gpt", 2, ("model.zero_stage=3",)),
+        ("gpt", 2, CP2),
+        ("gpt", 2, PP2),
+        ("gpt", 4, TP2_PP2),
+        ("bert", 2, PP2),
+        ("t5", 2, PP2 + SPLIT),
+        ("t5", 2, TP2),
+        ("bart", 2, ("model.zero_stage=2",)),
+    ],
     ids=str,
+    indirect=["corpus"],
 )
 def test_a_run_begun_on_a_layout_ends_on_one_process(rank_pool, corpus, whole, tmp_path, ranks, layout):
     answers = rank_pool.run(pretrain, ranks, corpus, tmp_path, *EXACT, *layout, "trainer.max_steps=6")

@@ -26,7 +26,7 @@ from megalith.tasks.pretrain_model import PretrainModelConfig, preset_setting
 from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.config import TokenizerConfig
 from megalith.tokenizers.names import BUILT_TYPES, WORD_PIECE_CASE, WORD_PIECE_LOWER
-from megalith.topology.sizes import Divisible
+from megalith.topology.sizes import Divisible, Sizes
 
 
 class GPTModelConfig(PretrainModelConfig):
@@ -111,14 +111,15 @@ class EncoderDecoderModelConfig(PretrainModelConfig, EncoderDecoderConfig):
     output_bias: bool = setting(True, "Each token's logit has a bias (Megatron's T5).")
     pipeline_model_parallel_split_rank: int | None = setting(
         None,
-        "The pipeline rank where the decoder begins; null or 0: where the layers are shared out most evenly.",
+        "The pipeline stage at which the decoder begins; null or 0: in proportion to the layers of either side.",
         ge=0,
     )
 
     @property
-    def pipeline_split(self) -> int | None:
-        """`pipeline_model_parallel_split_rank` where it says something."""
-        return self.pipeline_model_parallel_split_rank or None
+    def sizes(self) -> Sizes:
+        """The layout, and where the decoder begins in a pipeline."""
+        split = self.pipeline_model_parallel_split_rank or None
+        return replace(super().sizes, pipeline_split=split if self.pipeline_model_parallel_size > 1 else None)
 
     @property
     def sample(self) -> Sample:
@@ -140,28 +141,19 @@ class EncoderDecoderModelConfig(PretrainModelConfig, EncoderDecoderConfig):
         return self.data.masks(TokenIds.of(tokenizer), self.encoder_seq_length)
 
     def numbers(self, vocab: int | None = None, *, batch: bool = False) -> Divisible:
-        """Those of both sides: what divides the common divisor divides either."""
+        """Those of both sides, the encoder's first; what divides the common divisor of two widths divides either."""
         numbers = super().numbers(vocab, batch=batch)
         return replace(
             numbers,
-            layers=self.encoder_layers + self.decoder_layers,
+            layers=(self.encoder_layers, self.decoder_layers),
             ffn=gcd(self.ffn_size, self.decoder_ffn_size),
-            length=gcd(self.encoder_seq_length, self.decoder_length),
+            length=(self.encoder_seq_length, self.decoder_length),
         )
 
     def _layout_problems(self) -> Iterator[Problem]:
         yield from super()._layout_problems()
-        split, ranks = self.pipeline_split, self.pipeline_model_parallel_size
-        if split is None:
-            return
-        if ranks == 1:
+        if self.pipeline_model_parallel_split_rank and self.pipeline_model_parallel_size == 1:
             yield warning("pipeline_model_parallel_split_rank", "has no effect without a pipeline")
-        elif split >= ranks:
-            yield error(
-                "pipeline_model_parallel_split_rank",
-                f"{split} leaves the decoder none of {ranks} pipeline ranks",
-                f"a rank from 1 to {ranks - 1}, or null",
-            )
 
 
 class T5ModelConfig(EncoderDecoderModelConfig):
