@@ -36,7 +36,8 @@ def prepare_for_reading(model: Model, dtype: torch.dtype | None) -> Model:
     """
     model.eval().requires_grad_(False)
     model.set_compute_dtype(dtype)
-    for parent in list(model.modules()):
+    # Not the layers themselves: who holds them keeps what they are replaced by as well.
+    for parent in [module for module in model.modules() if not isinstance(module, Linear)]:
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
                 setattr(parent, name, ReadingLinear(child, dtype))

@@ -97,6 +97,7 @@ def memory(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 from megalith.checkpoint.convert.convert import Plan, convert
 from megalith.checkpoint.convert.to_megatron import Sizes
+from megalith.generate.loading import load_model
 before = memory("VmRSS")
 {work}
 print(json.dumps({{"grown": memory("VmHWM") - before}}))

@@ -1,4 +1,4 @@
-"""How much memory a conversion takes: the largest tensor twice and a constant, the certificate included."""
+"""How much memory a conversion takes, the certificate included: the largest tensor twice and a constant. And what loading adds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megalith.models.config import num_parameters
 from tests.checkpoint.convert.sparse import config_of, peak, write_sparse
 
 ROOT = Path(__file__).parents[3]
@@ -38,3 +39,15 @@ def test_half_a_billion_parameters(tmp_path, ranks, target):
     assert (
         grown(f"convert({str(root)!r}, {str(tmp_path / 'out')!r}, Plan({target}))") < 2 * largest + CONSTANT
     )
+
+
+def test_loading_takes_the_model_and_little_more(tmp_path):
+    """Half of that in bf16, in 8 files, read as fp32 and made ready for reading: 1.3 GB of weights, and no second ones beside."""
+    config = config_of("0.5B").model_copy(update={"num_layers": 4})
+    root = write_sparse(tmp_path / "in", config, 8, torch.bfloat16)
+    model = 4 * num_parameters(config, padded=True)
+    largest = 2 * config.padded_vocab_size * config.hidden_size
+    work = f"load_model({str(root)!r}, device='cpu', precision='fp32')"
+    g = grown(work)
+    print(g, model, largest)
+    assert model - (64 << 20) < g < model + 2 * largest + CONSTANT
