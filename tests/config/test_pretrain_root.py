@@ -179,6 +179,36 @@ def test_every_impossible_combination_at_once():
     assert "8 or 12" in found["model.global_batch_size"][1]
 
 
+def test_what_two_sections_find_is_told_once():
+    with pytest.raises(ConfigError) as caught:
+        run(
+            "model.optim.lr=1e-6",
+            "model.optim.sched.warmup_samples=5",
+            "model.optim.sched.warmup_ratio=0.1",
+            "model.rampup_batch_size=[1,2]",
+        )
+    said = [problem.where.partition(" (")[0] for problem in caught.value.problems]
+    assert sorted(said) == sorted(set(said))
+    assert {"model.optim.sched.min_lr", "model.optim.sched.warmup_ratio", "model.rampup_batch_size"} <= set(
+        said
+    )
+
+
+def test_a_warm_up_of_the_packaged_file_gives_way_to_ones_own(tmp_path):
+    ratio = run("model.optim.sched.warmup_ratio=0.25", "trainer.max_steps=1000")
+    sched = ratio.config.model.optim.sched
+    assert (sched.warmup_steps, sched.warmup_ratio) == (None, 0.25)
+    assert any("warmup_steps: 500" in n and "gives way to" in n for n in ratio.notices)
+    assert not any("gives way" in n for n in run("model.optim.sched.warmup_steps=3").notices)
+    assert run("model.optim.sched.warmup_ratio=null").config.model.optim.sched.warmup_steps == 500
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {optim: {sched: {warmup_ratio: 0.1}}}\n")
+    with pytest.raises(ConfigError, match="both given"):
+        run("model.optim.sched.warmup_steps=5", file=mine)
+    mine.write_text("defaults: [megatron_gpt_config]\nmodel: {optim: {sched: {warmup_ratio: 0.1}}}\n")
+    assert run(file=mine).config.model.optim.sched.warmup_steps is None
+
+
 def test_expert_parallelism_is_refused_by_name():
     found = problems("model.expert_model_parallel_size=2")
     assert "model.expert_model_parallel_size" in found

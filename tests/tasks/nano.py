@@ -77,8 +77,6 @@ def of_family(corpus: Path) -> list[str]:
     if family == "gpt":
         return [f"model.tokenizer.file={corpus}/tok/tokenizer.json", "model.optim.sched.warmup_steps=2"]
     found = [f"model.tokenizer.vocab_file={corpus}/tok/vocab.txt", "model.optim.sched.warmup_steps=2"]
-    if family != "bert":
-        found += ["model.optim.sched.warmup_ratio=null"]
     return [*found, f"model.data.seq_length_dec={DECODER_LENGTH}"] if family == "t5" else found
 
 

@@ -224,14 +224,16 @@ def _truth_for_number(info: FieldInfo, value: Any) -> bool:
 
 
 def _report(config: Section, merged: Merged, broken: set[Path]) -> None:
-    """Ask every section for its findings; leave out those about keys that are wrong anyway."""
+    """Ask every section for its findings, each once; leave out those about keys that are wrong anyway."""
     doubtful = {path[-1] for path in broken}
+    told: set[tuple[Path, str]] = set()
     for path, section in _sections(config, ()):
         for found in section.problems():
             where = (*path, *found.where.split(".")) if found.where else path
             words = set(re.findall(r"\w+", f"{dotted(where)} {found.what} {found.fix}"))
-            if words & doubtful:
+            if words & doubtful or (where, found.what) in told:
                 continue
+            told.add((where, found.what))
             if isinstance(found, Finding) and found.severity == "warning":
                 fix = f" ({found.fix})" if found.fix else ""
                 merged.notices.setdefault((*where, found.what), f"{dotted(where)}: {found.what}{fix}")

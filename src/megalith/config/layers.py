@@ -1,14 +1,14 @@
 """Several sources → one tree of values, later sources over earlier ones, each value with its origin.
 
-    file layers, command line ─ deletions ─ foreign keys ─ implied values ─▶ merged tree + origins + notices
+    file layers, command line ─ deletions ─ foreign keys ─ implied values ─ alternatives ─▶ merged tree + origins + notices
 
-Knows sections only through their foreign keys and their `implied` values. Judges no value: `judge` does.
+Knows sections only through their foreign keys, their `implied` values and their `alternatives`. Judges no value: `judge` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from megalith.config.overrides import COMMAND_LINE, Override
@@ -72,6 +72,7 @@ class Merged:
 def merge(root: type[Section], files: Sequence[Layer], overrides: Sequence[Override]) -> Merged:
     """All sources in one tree. Problems (contradicting names, refused keys) are collected, not raised."""
     merged = Merged()
+    packaged: set[Path] = set()
     layers = [*files, Layer(COMMAND_LINE, ())]
     layers = _with_command_line(root, layers, overrides, merged)
     for layer in layers:
@@ -79,9 +80,26 @@ def merge(root: type[Section], files: Sequence[Layer], overrides: Sequence[Overr
         tree: dict[str, Any] = {}
         for value in values:
             put(tree, value.path, value.value)
+        _give_way(root, tree, merged, packaged)
         for value in (*_implied(root, tree), *values):
             merged.set(value)
+            (packaged.add if layer.packaged else packaged.discard)(value.path)
     return merged
+
+
+def _give_way(root: type[Section], tree: dict[str, Any], merged: Merged, packaged: set[Path]) -> None:
+    """Takes out values that come with Megalith and of which this layer gives an alternative."""
+    for path, section in sections_of(root):
+        for group in section.alternatives:
+            given = [(*path, name) for name in group if get(tree, (*path, name)) is not None]
+            others = [(*path, name) for name in group if (*path, name) not in given]
+            for other in others if given else ():
+                value = get(merged.tree, other)
+                if other not in packaged or value is None:
+                    continue
+                what = f"{describe_value(value)} ({merged.origin[other]}) gives way to {dotted(given[0])}"
+                merged.notices.setdefault(other, f"{dotted(other)}: {what}")
+                merged.drop(other)
 
 
 def _with_command_line(
@@ -90,7 +108,9 @@ def _with_command_line(
     """Apply deletions to what came before them; the rest is the last layer."""
     for override in overrides:
         if override.delete:
-            kept = [Layer(la.name, tuple(v for v in la.values if not _covers(override, v))) for la in layers]
+            kept = [
+                replace(la, values=tuple(v for v in la.values if not _covers(override, v))) for la in layers
+            ]
             last = next(
                 (v for la in reversed(layers) for v in reversed(la.values) if v.path == override.path), None
             )

@@ -97,6 +97,8 @@ class Section(BaseModel):
 
     foreign_keys: ClassVar[Mapping[str, ForeignKey]] = {}
     """Keys of other toolkits that may stand in this section."""
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of keys of which one may be given: whoever gives one need not take back another that comes with Megalith."""
     packaged: ClassVar[str | None] = None
     """Of a root: the name of the packaged file that it starts from."""
     null_means: ClassVar[Mapping[str, Any] | None] = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Layer:
 
     name: str
     values: tuple[Value, ...]
+    packaged: bool = False
+    """It comes with Megalith: nobody's own words."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -132,7 +134,7 @@ def _read(file: Path, choices: dict[str, str], above: tuple[Path, ...]) -> Itera
         raise _wrong(
             f"{label}:{lines.get(('defaults',), 1)}", "defaults must be a list", "defaults: [base, _self_]"
         )
-    own = Layer(label, tuple(_own(values, lines, label)))
+    own = Layer(label, tuple(_own(values, lines, label)), packaged=file.is_relative_to(PACKAGED))
     if "_self_" not in entries:
         entries = [*entries, "_self_"]
     for entry in entries:
@@ -186,7 +188,7 @@ def _follow(
     prefix = () if prefix in (("",), ("_global_",)) else prefix
     for layer in _read(target, choices, (*above, file)):
         moved = (Value((*prefix, *v.path), v.value, v.origin) for v in layer.values)
-        yield Layer(layer.name, tuple(moved))
+        yield replace(layer, values=tuple(moved))
 
 
 def _find(folder: Path, group: str, name: str, where: str, *, optional: bool) -> Path | None:

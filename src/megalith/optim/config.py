@@ -65,6 +65,9 @@ class SchedConfig(Section):
         ),
     }
     null_means: ClassVar[Mapping[str, Any] | None] = {"name": "constant"}
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("warmup_steps", "warmup_samples", "warmup_tokens", "warmup_ratio"),
+    )
 
     name: CurveName = setting(
         "CosineAnnealing",

@@ -82,8 +82,7 @@ class PretrainConfig(Section):
         try:
             notes = self.schedule.warnings
         except ConfigError as wrong:
-            known = {"model.rampup_batch_size", "model.global_batch_size"}  # reported by the model section
-            yield from (p for p in wrong.problems if p.where not in known)
+            yield from wrong.problems
             return
         warmup = max(self.trainer.max_steps // 20, 1)
         cure = (
