@@ -10,7 +10,7 @@ import pytest
 from megalith.config.compose import compose
 from megalith.errors import ConfigError, UnsupportedError
 from megalith.models.config import ModelConfig
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import ROOTS
 from megalith.testing.diagnosis import diagnose
 from megalith.testing.parity import KINDS, Difference, assert_parity
 from megalith.testing.pool import RankFailure
@@ -19,8 +19,8 @@ from megalith.tools.parity import check, first_words, report
 from megalith.topology.sizes import Divisible, Sizes
 
 
-def small(*overrides: str):
-    return miniature(compose(PretrainGPTConfig, overrides=["model.data.data_prefix=x", *overrides]).config)
+def small(*overrides: str, family: str = "gpt"):
+    return miniature(compose(ROOTS[family], overrides=["model.data.data_prefix=x", *overrides]).config)
 
 
 TENSOR, PIPELINE = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size"
@@ -156,6 +156,44 @@ def test_changes_are_listed_and_nothing_else():
     assert "model.attention_core" not in rows
     assert made.case.model.padded_vocab_size == made.case.model.vocab_size == 128  # 512 is not padded either
     assert not any(yours == here for yours, here in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "depths", "split", "lengths"),
+    [
+        ("t5", [f"{TENSOR}=2"], (2, 2), None, (16, 8)),
+        ("t5", [f"{PIPELINE}=4", "model.data.seq_length_dec=512"], (4, 4), 2, (8, 8)),
+        ("t5", [f"{PIPELINE}=8", "model.pipeline_model_parallel_split_rank=2"], (2, 6), 1, (16, 8)),
+        ("bart", [f"{PIPELINE}=3", "model.encoder_num_layers=5", "model.decoder_num_layers=9"], (2, 5), 1, (8, 8)),
+        ("bart", [f"{PIPELINE}=2", "model.virtual_pipeline_model_parallel_size=2"], (4, 4), 2, (8, 8)),
+        ("bart", [f"{PIPELINE}=4", "model.pipeline_layers=[12,5,4,3]"], (3, 3), 1, (8, 8)),
+        ("bert", [f"{PIPELINE}=2", "model.bert_binary_head=false"], (4,), None, (8,)),
+    ],
+)  # fmt: skip
+def test_the_sides_of_a_model_are_to_each_other_as_asked(family, overrides, depths, split, lengths):
+    made = small(*overrides, family=family)
+    case = made.case
+    both = (case.source, case.length) if len(depths) > 1 else (case.length,)
+    assert (case.model.depths, made.sizes.pipeline_split, both) == (depths, split, lengths)
+    assert case.model.max_position_embeddings == max(both)
+    numbers = Divisible(layers=depths, length=both, micro_batch=case.micro_batch, global_batch=case.samples)
+    assert not made.sizes.problems(numbers, world=made.sizes.world)
+
+
+def test_changes_of_two_sides_are_listed():
+    made = small(
+        f"{PIPELINE}=8",
+        "model.pipeline_model_parallel_split_rank=2",
+        "model.decoder_ffn_hidden_size=1536",
+        family="t5",
+    )
+    rows = {change.key: (change.yours, change.here) for change in made.changes}
+    assert rows["model.pipeline_model_parallel_split_rank"] == ("2", "1")
+    assert rows["model.encoder_num_layers"] == ("12", "2")
+    assert rows["model.decoder_num_layers"] == ("12", "6")
+    assert rows["model.encoder_seq_length"] == ("512", "16")
+    assert rows["model.data.seq_length_dec"] == ("128", "8")
+    assert rows["model.decoder_ffn_hidden_size"] == ("1536", "32")
 
 
 def problems(*overrides: str) -> str:

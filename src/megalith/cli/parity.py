@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from megalith.cli.options import JsonFile
-from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides, gpt_only, root_of
+from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides, root_of
 from megalith.errors import EXIT_FAILURE, EXIT_SUCCESS, MegalithError
 
 if TYPE_CHECKING:
     from megalith.config.compose import Gathered
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
+    from megalith.tasks.pretrain_config import PretrainConfig
     from megalith.tools.miniature import Miniature
     from megalith.tools.parity import Report
 
@@ -30,26 +30,25 @@ def parity(
 ) -> None:
     """Compare a layout with one process, number by number: loss, gradients, norm, weights, tokens.
 
-    Takes the configuration of `megalith pretrain gpt`; needs neither data nor a tokenizer nor a GPU. Sizes are shrunk and
-    every choice is kept; what was changed is printed. Runs on the CPU in float64, with as many processes as the layout has
-    (at most 8).
+    Takes the configuration of `megalith pretrain` (a BERT's, T5's or BART's with --config-name megatron_bert_config, …);
+    needs neither data nor a tokenizer nor a GPU. Sizes are shrunk and every choice is kept; what was changed is printed.
+    Runs on the CPU in float64, with as many processes as the layout has (at most 8).
 
     Example: megalith parity model.tensor_model_parallel_size=2 model.pipeline_model_parallel_size=2
 
     Exit code: 0 they agree, 1 they differ, 2 something to mend.
     """
     from megalith.config.compose import gather
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
 
-    gpt_only("megalith parity", root_of(config_name, config_path, config))
+    root = root_of(config_name, config_path, config)
     gathered = gather(
-        PretrainGPTConfig,
+        root,
         config_name=config_name,
         config_path=config_path,
         config_file=config,
         overrides=overrides or (),
     )
-    settled = settled_without_data(gathered)
+    settled = settled_without_data(root, gathered)
     from megalith.tools.miniature import miniature
 
     small = miniature(settled)
@@ -61,18 +60,17 @@ def parity(
     raise typer.Exit(code)
 
 
-def settled_without_data(gathered: Gathered) -> PretrainGPTConfig:
+def settled_without_data(root: type[PretrainConfig], gathered: Gathered) -> PretrainConfig:
     """The configuration, which need not name data. What it says about the layout without effect is told."""
     from megalith.cli.errors import show_notices
     from megalith.config.compose import settle
     from megalith.config.tree import get, put
     from megalith.data.config import PATH_KEYS
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
 
     data = get(gathered.merged.tree, ("model", "data"), {})
     if isinstance(data, dict) and not any(data.get(key) for key in ("data_prefix", *PATH_KEYS.values())):
         put(gathered.merged.tree, ("model", "data", "data_prefix"), "not read")
-    composed = settle(PretrainGPTConfig, gathered)
+    composed = settle(root, gathered)
     about_layout = ("model.sequence_parallel", "model.zero_")
     show_notices([notice for notice in composed.notices if notice.startswith(about_layout)])
     return composed.config

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from megalith.cli.options import JsonFile
-from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides, gpt_only, root_of
+from megalith.cli.pretrain import ConfigFile, ConfigName, ConfigPath, Overrides, root_of
 from megalith.errors import EXIT_FAILURE, EXIT_SUCCESS
 
 
@@ -40,9 +40,9 @@ def plan(
 ) -> None:
     """What a run needs of every process and how long it takes, before you pay for it.
 
-    Takes the configuration of `megalith pretrain gpt`; needs no GPU, no data, no tokenizer and no trial run. The layout is
-    trainer.devices × trainer.num_nodes processes; memory and exchange come from a rehearsal of the real step, on tensors without
-    numbers.
+    Takes the configuration of `megalith pretrain` (a BERT's, T5's or BART's with --config-name megatron_bert_config, …);
+    needs no GPU, no data, no tokenizer and no trial run. The layout is trainer.devices × trainer.num_nodes processes; memory
+    and exchange come from a rehearsal of the real step, on tensors without numbers.
 
     Example: megalith plan model.preset=llama2-7b trainer.devices=8 model.zero_stage=3 --device H100
 
@@ -51,18 +51,17 @@ def plan(
     _check(step_time, efficiency)
     from megalith.cli.parity import settled_without_data
     from megalith.config.compose import gather
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
 
     more = [f"++model.vocab_size={vocab_size}"] if vocab_size is not None else []
-    gpt_only("megalith plan", root_of(config_name, config_path, config))
+    root = root_of(config_name, config_path, config)
     gathered = gather(
-        PretrainGPTConfig,
+        root,
         config_name=config_name,
         config_path=config_path,
         config_file=config,
         overrides=[*(overrides or ()), *more],
     )
-    settled = settled_without_data(gathered)
+    settled = settled_without_data(root, gathered)
     from rich.console import Console
 
     from megalith.tools.plan.as_json import as_json

@@ -126,19 +126,6 @@ def root_of(
     return ROOTS["gpt"]
 
 
-def gpt_only(command: str, root: type[PretrainConfig]) -> None:
-    """Errors: `UnsupportedError` for a family that the command knows nothing of."""
-    from megalith.errors import UnsupportedError
-    from megalith.tasks.pretrain_config import PretrainGPTConfig
-
-    if root is not PretrainGPTConfig:
-        raise UnsupportedError(
-            f"{command} knows GPTs only, and this is the configuration of a {root.model_fields['name'].default}",
-            fix=f"`megalith pretrain … --config-name {root.packaged} --print-config --derived` says the numbers that "
-            "follow from it",
-        )
-
-
 def _run(root: type[PretrainConfig], gathered: Gathered, show_batch: int | None) -> int:
     """Train, or show a batch. → exit code"""
     from megalith.config.compose import settle

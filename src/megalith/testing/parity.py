@@ -114,7 +114,7 @@ def make_batch(case: Case, step: int, samples: int | None = None) -> Batch:
     both = _documents(samples, case.length)
     batch |= {name: both[name] for name in both if case.reset in (True, name)}
     if isinstance(case.model, BertConfig):
-        batch |= _halves(batch, case)
+        batch |= _halves(batch, case, case.model.token_types)
     if isinstance(case.model, EncoderDecoderConfig):
         batch |= _sources(case, samples, generator)
     return batch
@@ -131,14 +131,15 @@ def _documents(samples: int, length: int) -> Batch:
     }
 
 
-def _halves(batch: Batch, case: Case) -> Batch:
+def _halves(batch: Batch, case: Case, types: int) -> Batch:
     """Two halves of a text, cut at another place in each row, and padding without targets; an order is not told to all."""
     row, place = torch.arange(len(batch["tokens"]))[:, None], torch.arange(case.length)[None]
     lengths = case.length - row % (case.length // 2)
     order = torch.where(row % 3 == 2, -1, row % 2)
+    most = max(types - 1, 0)
     order[case.micro_batch : 2 * case.micro_batch] = -1
     return {
-        "types": (place >= 1 + row % (case.length - 1)).long(),
+        "types": (place >= 1 + row % (case.length - 1)).long().clamp(max=most),
         "lengths": lengths[:, 0],
         "targets": batch["targets"].masked_fill(place >= lengths, -1),
         "order": order[:, 0],

@@ -1,10 +1,10 @@
 """A training configuration → the same training in small: every choice kept, every size shrunk, and a list of what changed.
 
-    PretrainGPTConfig ─ asked_sizes ─▶ Sizes as asked ─ small_sizes ─▶ at most 8 processes
-                      └ small_model, small_optim ────▶ Case          └ kept: the axes, the schedule, the policy
+    PretrainConfig ─ asked_sizes ─▶ Sizes as asked ─ small_sizes ─▶ at most 8 processes
+                   └ small_model, small_optim ────▶ Case          └ kept: the axes, the schedule, the policy
 
 What is kept: norms, positions, activation, wiring, tying, biases, dropout, attention, masks, optimizer, recomputation, loss
-average, how heads relate to key-value heads and layers to stages. Knows the configuration. Runs nothing.
+average, how heads relate to key-value heads, layers to stages, and an encoder to its decoder. Knows the configuration. Runs nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, count
 from types import SimpleNamespace
 from typing import Any, cast
 
 from megalith.errors import ConfigError, Problem, UnsupportedError
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.optim.config import OptimConfig, SchedConfig
 from megalith.parallel.memory import Recompute, check_recompute
 from megalith.tasks.derived import vocabulary
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tasks.pretrain_model import PretrainModelConfig
 from megalith.tasks.processes import located
 from megalith.testing.parity import Case
@@ -31,6 +32,8 @@ from megalith.topology.topology import Topology
 MOST_PROCESSES = 8
 LENGTH, LAYERS_OF_A_STAGE, CLIP = 8, 2, 0.1
 """Tokens of a sample; layers that a stage has at most; a norm that the first steps' gradients exceed."""
+_DEPTHS = {1: ("num_layers",), 2: ("encoder_num_layers", "decoder_num_layers")}
+"""What a user calls the layers of one tower, and of two."""
 LEARNING_RATE, EPSILON = 1e-2, 1e-4
 """With Adam's usual 1e-8 the first steps would be signs of gradients, which magnify rounding and hide factors."""
 
@@ -54,22 +57,24 @@ class Miniature:
     changes: tuple[Change, ...]
 
 
-def miniature(config: PretrainGPTConfig) -> Miniature:
+def miniature(config: PretrainConfig) -> Miniature:
     """The small training on the small layout.
 
     Errors: one `ConfigError` with everything that keeps the layout as asked from running the model as asked, or that
     nothing is asked for.
     """
     asked = asked_sizes(config)
-    sizes = small_sizes(asked)
+    sizes = small_sizes(asked, *config.model.depths)
     model = small_model(config.model, asked, sizes)
+    source, length = _lengths(config.model, sizes)
     case = Case(
         model=model,
         micro_batch=min(config.model.micro_batch_size, 2),
         micro_batches=sizes.data * math.ceil(4 / sizes.pipeline) * sizes.pipeline,
-        length=_length(sizes),
+        length=length,
+        source=source,
         compile=_compiled(config.model),
-        recompute=small_recompute(config.model, asked, model.num_layers // sizes.stages),
+        recompute=small_recompute(config.model, asked, sum(model.depths) // sizes.stages),
         reset=_reset(config.model),
         optim=small_optim(config.model.optim),
         clip=min(config.trainer.gradient_clip_val or 0.0, CLIP),
@@ -82,7 +87,7 @@ def miniature(config: PretrainGPTConfig) -> Miniature:
 # -- layout ------------------------------------------------------------------------------------------------------------
 
 
-def asked_sizes(config: PretrainGPTConfig) -> Sizes:
+def asked_sizes(config: PretrainConfig) -> Sizes:
     """The layout that the configuration asks for; without `trainer.devices`, the smallest that shares what it shares."""
     model, trainer = config.model, config.trainer
     known = trainer.num_devices is not None
@@ -120,8 +125,10 @@ def _recompute_problems(model: PretrainModelConfig, sizes: Sizes) -> list[Proble
     return []
 
 
-def small_sizes(asked: Sizes) -> Sizes:
+def small_sizes(asked: Sizes, *depths: int) -> Sizes:
     """The same axes with at most 8 processes: large axes become 4 or 2, data-parallel ones first.
+
+    `depths` are the model's: with two the decoder begins in the same part of the pipeline.
 
     Offloading is left out, for the comparison runs on the CPU.
     """
@@ -142,20 +149,37 @@ def small_sizes(asked: Sizes) -> Sizes:
         axis = large[0] if large else "replicate" if sizes.replicate > 1 else "shard"
         smaller = 4 if getattr(sizes, axis) > 4 else 2
         sizes = replace(sizes, **{axis: smaller if large else 1})
-    return replace(sizes, layers=_stage_layers(asked, sizes))
+    return replace(
+        sizes, layers=_stage_layers(asked, sizes, depths), pipeline_split=_split(asked, sizes, depths)
+    )
 
 
-def _stage_layers(asked: Sizes, sizes: Sizes) -> tuple[int, ...] | None:
-    """Uneven stages stay uneven: the same proportion, at most three layers a stage."""
-    if asked.layers is None:
+def _split(asked: Sizes, sizes: Sizes, depths: tuple[int, ...]) -> int | None:
+    """At which stage a decoder begins; None where there is none, or no pipeline."""
+    if len(depths) < 2 or sizes.stages == 1:
         return None
-    last, end = len(asked.layers) - 1, max(sizes.stages - 1, 1)
-    chosen = [asked.layers[round(i * last / end)] for i in range(sizes.stages)]
+    first = asked.stages_of(*depths)[0]
+    return min(max(round(first * sizes.stages / asked.stages), 1), sizes.stages - 1)
+
+
+def _stage_layers(asked: Sizes, sizes: Sizes, depths: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Uneven stages stay uneven: the same proportion, at most three layers a stage."""
+    if asked.layers is None or sizes.stages == 1:
+        return None
+    begin, here = (asked.stages_of(*depths)[0], _split(asked, sizes, depths)) if len(depths) > 1 else (0, 0)
+    parts = ((asked.layers[:begin], here or 0), (asked.layers[begin:], sizes.stages - (here or 0)))
+    chosen = [n for part, stages in parts for n in _spread(part, stages)]
     most = max(chosen)
     small = [max(1, round(n * 3 / most)) if most > 3 else n for n in chosen]
     if len(set(small)) == 1 < len(set(chosen)):
         small = [n - (least == min(chosen)) for n, least in zip(small, chosen, strict=True)]
     return tuple(small)
+
+
+def _spread(numbers: tuple[int, ...], count: int) -> list[int]:
+    """So many of them, the first and the last among them."""
+    last, end = len(numbers) - 1, max(count - 1, 1)
+    return [numbers[round(i * last / end)] for i in range(count)]
 
 
 # -- model -------------------------------------------------------------------------------------------------------------
@@ -172,40 +196,63 @@ def small_model(model: PretrainModelConfig, asked: Sizes, sizes: Sizes) -> Model
         model.kv_channels is not None and model.kv_channels * model.num_attention_heads != model.hidden_size
     )
     width = heads * channels
-    length = _length(sizes)
+    longest = max(_lengths(model, sizes))
+    depths = _depths(model.depths, asked, sizes)
     buckets = min(model.relative_attention_num_buckets, 8)
     chosen: dict[str, Any] = {
         "vocab_size": _vocabulary(model, sizes.tensor),
-        "num_layers": _layers(model.num_layers, asked, sizes),
+        "num_layers": depths[0],
         "hidden_size": width + 4 if free else width,
         "num_attention_heads": heads,
         "num_query_groups": None if model.num_query_groups is None else groups,
         "kv_channels": channels if free else None,
-        "ffn_hidden_size": _multiple(
-            max(round(width * model.ffn_size / model.hidden_size), sizes.tensor), sizes.tensor
-        ),
-        "max_position_embeddings": length + (4 if model.positions > model.encoder_seq_length else 0),
+        "ffn_hidden_size": _inner(model.ffn_size, model, width, sizes.tensor),
+        "max_position_embeddings": longest + (4 if model.positions > model.encoder_seq_length else 0),
         "relative_attention_num_buckets": buckets,
         "relative_attention_max_distance": min(
             model.relative_attention_max_distance, max(12, buckets // 2 + 1)
         ),
         "attention_core": "auto" if model.attention_core == "flex" else model.attention_core,
     }
-    kept = {name: getattr(model, name) for name in ModelConfig.model_fields}
-    return ModelConfig(**{**kept, **chosen})
+    if isinstance(model, EncoderDecoderConfig):
+        ffn = model.decoder_ffn_hidden_size
+        chosen |= {
+            "encoder_num_layers": None,
+            "decoder_num_layers": depths[1] if depths[1] != depths[0] else None,
+            "decoder_ffn_hidden_size": ffn and _inner(ffn, model, width, sizes.tensor),
+        }
+    kind = model.architecture_class
+    return kind(**{**{name: getattr(model, name) for name in kind.model_fields}, **chosen})
 
 
-def _length(sizes: Sizes) -> int:
-    """Tokens that tensor ranks can share, and context ranks cut into two chunks each."""
-    return _multiple(LENGTH, math.lcm(2, sizes.tensor) * sizes.context)
+def _inner(size: int, model: PretrainModelConfig, width: int, tensor: int) -> int:
+    """An inner width that is to `width` as in the model."""
+    return _multiple(max(round(width * size / model.hidden_size), tensor), tensor)
 
 
-def _layers(layers: int, asked: Sizes, sizes: Sizes) -> int:
-    """As many a stage as there may be, and one more where they do not come out even."""
+def _lengths(model: PretrainModelConfig, sizes: Sizes) -> tuple[int, int]:
+    """Tokens that an encoder reads, and those of the row with targets: which of the two is the longer one, is a choice.
+
+    Tensor ranks can share both, and context ranks cut them into two chunks each.
+    """
+    length = _multiple(LENGTH, math.lcm(2, sizes.tensor) * sizes.context)
+    asked = model.sample
+    other = asked.decoder_length or asked.length
+    return length * (1 + (asked.length > other)), length * (1 + (other > asked.length))
+
+
+def _depths(depths: tuple[int, ...], asked: Sizes, sizes: Sizes) -> tuple[int, ...]:
+    """Layers of each tower: as many a stage as there may be, and one more where they do not come out even."""
     if sizes.layers is not None:
-        return sum(sizes.layers)
-    each = min(layers // asked.stages, LAYERS_OF_A_STAGE)
-    return sizes.stages * each + (layers % asked.stages > 0)
+        ends = list(accumulate(sizes.stages_of(*depths)))
+        return tuple(sum(sizes.layers[begin:end]) for begin, end in zip((0, *ends[:-1]), ends, strict=True))
+    if sizes.stages == 1:
+        return tuple(min(layers, LAYERS_OF_A_STAGE) for layers in depths)
+    each = zip(depths, asked.stages_of(*depths), sizes.stages_of(*depths), strict=True)
+    return tuple(
+        small * min(layers // stages, LAYERS_OF_A_STAGE) + (layers % stages > 0)
+        for layers, stages, small in each
+    )
 
 
 def _head_channels(model: PretrainModelConfig, least: int) -> int:
@@ -243,7 +290,7 @@ def small_recompute(model: PretrainModelConfig, asked: Sizes, layers: int) -> Re
     how = _recompute(model)
     if how is None:
         return None
-    of_a_stage = max(model.num_layers // asked.stages, 1)
+    of_a_stage = max(sum(model.depths) // asked.stages, 1)
     least = 2 if how.layers > 1 and layers > 1 else 1
     return replace(how, layers=min(max(round(how.layers * layers / of_a_stage), least), max(layers, 1)))
 
@@ -278,7 +325,7 @@ def _multiple(least: int, of: int) -> int:
 # -- what changed ------------------------------------------------------------------------------------------------------
 
 
-def changes(config: PretrainGPTConfig, asked: Sizes, case: Case, sizes: Sizes) -> Iterator[Change]:
+def changes(config: PretrainConfig, asked: Sizes, case: Case, sizes: Sizes) -> Iterator[Change]:
     """Every key that has another value here, layout first."""
     pairs = [*_layout(config.model, asked, sizes), *_shapes(config.model, case), *_training(config, case)]
     for key, yours, here in pairs:
@@ -291,6 +338,9 @@ def _layout(model: PretrainModelConfig, asked: Sizes, sizes: Sizes) -> Iterator[
     yield "model.pipeline_model_parallel_size", asked.pipeline, sizes.pipeline
     yield "model.virtual_pipeline_model_parallel_size", asked.virtual_pipeline, sizes.virtual_pipeline
     yield "model.context_parallel_size", asked.context, sizes.context
+    if sizes.pipeline_split is not None:
+        split = asked.stages_of(*model.depths)[0]
+        yield "model.pipeline_model_parallel_split_rank", split, sizes.pipeline_split
     yield "model.pipeline_layers", _listed(asked.layers), _listed(sizes.layers)
     yield "data-parallel size", asked.data, sizes.data
     yield "model.zero_shard_size", asked.shard, sizes.shard
@@ -303,16 +353,22 @@ def _listed(numbers: tuple[int, ...] | None) -> str:
 
 def _shapes(model: PretrainModelConfig, case: Case) -> Iterator[tuple[str, Any, Any]]:
     small = case.model
-    yield "model.num_layers", model.num_layers, small.num_layers
+    for key, yours, here in zip(_DEPTHS[len(model.depths)], model.depths, small.depths, strict=True):
+        yield f"model.{key}", yours, here
     yield "model.hidden_size", model.hidden_size, small.hidden_size
     yield "model.ffn_hidden_size", model.ffn_size, small.ffn_size
+    if (ffn := getattr(model, "decoder_ffn_hidden_size", None)) is not None:
+        yield "model.decoder_ffn_hidden_size", ffn, getattr(small, "decoder_ffn_hidden_size", None)
     yield "model.num_attention_heads", model.num_attention_heads, small.num_attention_heads
     if model.num_query_groups is not None:
         yield "model.num_query_groups", model.kv_heads, small.kv_heads
     if small.kv_channels is not None:
         yield "model.kv_channels", model.kv_channels, small.kv_channels
     yield "model.vocab_size", model.vocab_size or "the tokenizer's", small.vocab_size
-    yield "model.encoder_seq_length", model.encoder_seq_length, case.length
+    two = len(model.depths) > 1
+    yield "model.encoder_seq_length", model.encoder_seq_length, case.source if two else case.length
+    if two and model.sample.decoder_length != model.encoder_seq_length:
+        yield "model.data.seq_length_dec", model.sample.decoder_length, case.length
     yield "model.max_position_embeddings", model.positions, small.max_position_embeddings
     if model.position_embedding_type == "relative":
         for key in ("relative_attention_num_buckets", "relative_attention_max_distance"):
@@ -320,7 +376,7 @@ def _shapes(model: PretrainModelConfig, case: Case) -> Iterator[tuple[str, Any, 
     yield "model.attention_core", model.attention_core, small.attention_core
 
 
-def _training(config: PretrainGPTConfig, case: Case) -> Iterator[tuple[str, Any, Any]]:
+def _training(config: PretrainConfig, case: Case) -> Iterator[tuple[str, Any, Any]]:
     model, recompute = config.model, case.recompute
     yield "model.micro_batch_size", model.micro_batch_size, case.micro_batch
     yield "model.global_batch_size", model.global_batch_size, case.samples
