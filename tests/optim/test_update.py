@@ -29,6 +29,16 @@ def parameters(dtype=torch.float64):
     return out
 
 
+@pytest.mark.parametrize("name", ["fused_adam", "adam", "sgd"])
+def test_nothing_to_update_is_a_step_too(name):
+    frozen = {"frozen": parameters()["frozen"]}
+    optimizer = make_optimizer(parameter_groups(frozen.items(), 0.1), OptimConfig(name=name))
+    set_rates(optimizer, 1e-3, 0.1)
+    set_updates(optimizer, 3)
+    optimizer.step()
+    assert get_updates(optimizer) == 0
+
+
 def gradients(named, step):
     generator = torch.Generator().manual_seed(100 + step)
     return {

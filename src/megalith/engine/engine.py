@@ -82,7 +82,7 @@ class Engine:
         self.objective = objective or CausalLanguageModel()
         self.scaler = scaler or make_scaler(precision_of(precision).name)
         self.parameters = {name: p for stage in self.stages for name, p in stage.named_parameters()}
-        freeze(self.parameters, frozen)
+        freeze(self.parameters, frozen, lambda counts: topology.sum(counts.to(topology.device), "pipeline"))
         self.forward = Forward(self.stages, self.objective, topology)
         self.trainable = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.local = {name: local_parameter(p) for name, p in self.trainable.items()}
@@ -284,13 +284,23 @@ class Engine:
         self.zero_gradients()
 
 
-def freeze(parameters: dict[str, nn.Parameter], patterns: Sequence[str]) -> None:
-    """Switch gradients off where a pattern matches. Errors: `ConfigError` for a pattern that matches nothing."""
+def freeze(
+    parameters: dict[str, nn.Parameter],
+    patterns: Sequence[str],
+    everywhere: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """Switch gradients off where a pattern matches. Errors: `ConfigError` for a pattern that matches nothing.
+
+    `everywhere` adds up how many parameters of each stage match, for one stage need not have any.
+    """
+    if not patterns:
+        return
     matched = {pattern: [n for n in parameters if re.search(pattern, n)] for pattern in patterns}
+    counts = everywhere(torch.tensor([len(names) for names in matched.values()])).tolist()
     problems = [
         Problem("frozen", f"no parameter matches {pattern!r}", f"names look like {next(iter(parameters))}")
-        for pattern, names in matched.items()
-        if not names
+        for pattern, count in zip(matched, counts, strict=True)
+        if not count
     ]
     if problems:
         raise ConfigError(problems)

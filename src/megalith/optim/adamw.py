@@ -17,8 +17,10 @@ from megalith.optim.config import OptimConfig
 def make_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """An optimizer over `parameter_groups`, with zeroed state for every parameter.
 
+    Without groups, one of nothing: a pipeline stage may have only frozen parameters, and steps with the others.
     fused_adam and adamw: AdamW (Loshchilov & Hutter 2019); adam: the decay is added to the gradient; sgd: with momentum.
     """
+    groups = groups or [{"params": [], "names": [], "lr_mult": 1.0, "wd_mult": 0.0}]
     if config.name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
     else:
