@@ -8,8 +8,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 
+_FACES = {
+    "load": "megalith.api",
+    **dict.fromkeys(("GPTModel", "BertModel", "T5Model", "BARTModel"), "megalith.nemo.models"),
+    **dict.fromkeys(("Trainer", "exp_manager"), "megalith.nemo.trainer"),
+}
+"""Name → the module that has it."""
+
+
 def __getattr__(name: str) -> Any:
-    """`megalith.load`, found when it is asked for: importing the package imports no torch."""
-    if name == "load":
-        return importlib.import_module("megalith.api").load
+    """`megalith.load`, `megalith.GPTModel` and their like, found when they are asked for: importing the package imports no torch."""
+    if name in _FACES:
+        return getattr(importlib.import_module(_FACES[name]), name)
     raise AttributeError(f"module 'megalith' has no attribute {name!r}")

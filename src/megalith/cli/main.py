@@ -83,6 +83,18 @@ DISTRIBUTED = frozenset({"pretrain", "evaluate", "generate"})
 """Commands that may run as one of several processes."""
 
 
+_CHECKPOINT = "model.init_from=CHECKPOINT begins with its weights (a path, or a name of `megalith hub list`)"
+DEAD_FLAGS = {
+    "--bert_checkpoint": f"{_CHECKPOINT}; --checkpoint where one is read",
+    "--bert_config": f"{_CHECKPOINT}; sizes come with it, or are keys: model.num_layers, model.hidden_size, …; "
+    "--config-file where a checkpoint is read or converted",
+    "--model_file": "--checkpoint takes a .nemo and any other checkpoint",
+    "--path_to_file": "--input-file takes it",
+    "--use_soft_prompts": "leave it out: what an archive holds decides",
+}
+"""Options of NeMo's scripts and documents, and what says the same here."""
+
+
 class LazyGroup(TyperGroup):
     """Lists commands from the table; imports the one that runs."""
 
@@ -205,6 +217,8 @@ def _tell_usage(error: Any) -> int:
         what, fix = error.format_message().strip(), f"{command} --help lists what there is"
         if near := getattr(error, "possibilities", None):
             what, fix = f"there is no option {error.option_name}", f"did you mean {' or '.join(near)}?"
+        if (flag := str(getattr(error, "option_name", ""))) in DEAD_FLAGS:
+            what, fix = f"there is no option {flag}: it was NeMo's", DEAD_FLAGS[flag]
         show_error(MegalithError(what, where=command, fix=fix))
     return EXIT_USER_ERROR
 

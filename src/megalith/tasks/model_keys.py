@@ -108,6 +108,11 @@ MODEL_KEYS: dict[str, ForeignKey] = {
     "moe_dropout": refused("mixtures of experts are not built", harmless=(0, 0.0)),
     "num_moe_experts": refused("mixtures of experts are not built", harmless=(0, 1)),
     "use_soft_prompts": refused("soft prompts are tuned on a trained model, not pretrained"),
+    "language_model": refused(
+        "was the encoder of NeMo's tasks: its lm_checkpoint, nemo_file and pretrained_model_name are model.init_from here (a path "
+        "or a name of `megalith hub list`); sizes come with the checkpoint, and what config_file or config held are keys of model "
+        "itself (model.hidden_size, …)"
+    ),
     "multi_query": refused("is written model.num_query_groups=1 here"),
 }
 

@@ -60,7 +60,7 @@ def run(
         member.watch(parts.machine.topology, parts.engine.stages)
     with ExitStack() as stack:
         if not config.trainer.fast_dev_run:
-            _open(parts, stack, console)
+            open_run(parts, stack, console)
         for line in summary(parts):
             _tell(console, line)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megalith-")))
@@ -69,7 +69,7 @@ def run(
         return _finish(parts, outcome, console)
 
 
-def _open(parts: Parts, stack: ExitStack, console: Console) -> None:
+def open_run(parts: Parts, stack: ExitStack, console: Console) -> None:
     """Make the run's folder ready, and log into it."""
     folder, topology = parts.experiment.folder, parts.machine.topology
     agreed(topology, lambda: _hold(parts, stack, console))

@@ -5,7 +5,7 @@ Knows the run's configuration. Knows no engine and no loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from megalith.data.masks import Masks
 from megalith.data.sampler import CyclicSampler, Sampler, SequentialSampler
 from megalith.data.schedule import BatchRampUp
 from megalith.data.sources import Vocabulary
+from megalith.data.splits import SPLITS
 from megalith.data.stream import Stream
 from megalith.tasks.pretrain_config import PretrainConfig
 from megalith.tokenizers.base import Tokenizer
@@ -90,9 +91,12 @@ def open_data(
     stored: Mapping[str, Any] | None = None,
     step: int = 0,
     consumed: int = 0,
+    splits: Sequence[str] = SPLITS,
     notice: Notice = lambda text: None,
 ) -> Data:
     """Open the token files and make the plans, or continue those in `stored` (a checkpoint's) at `step` and `consumed`.
+
+    `splits`: those of train, validation and test that will be read, where the configuration asks for samples of them.
 
     Errors: what `open_run_data` raises, and `ConfigError` for a vocabulary that the family's samples cannot be made with.
     """
@@ -109,7 +113,7 @@ def open_data(
     request = Request(
         seq_length=model.encoder_seq_length,
         seed=model.seed,
-        samples=samples,
+        samples={split: samples[split] for split in splits},
         stored=stored,
         consumed=consumed,
         vocabulary=Vocabulary.of(tokenizer),

@@ -89,7 +89,7 @@ class Parts:
 def prepare(composed: Composed[PretrainConfig], notice: Callable[[str], None]) -> Parts:
     """Everything that can go wrong before the first step, and nothing written yet but the data's index cache."""
     config = composed.config
-    _settle_process(config)
+    settle_process(config)
     same_configuration(composed.yaml())
     tokenizer = load_tokenizer(config.model.tokenizer)
     architecture = config.model.architecture(tokenizer.vocab_size)
@@ -100,7 +100,7 @@ def prepare(composed: Composed[PretrainConfig], notice: Callable[[str], None]) -
     state = start.state
     if start.folder is not None:
         seen_by_all(start.folder, "exp_manager.explicit_log_dir, .exp_dir")
-        _check_same_model(start.folder, config, architecture, tokenizer)
+        check_same_model(start.folder, config, architecture, tokenizer)
     consumed = int(state.get("consumed_samples", 0))
     data = in_turn(
         topology,
@@ -110,8 +110,8 @@ def prepare(composed: Composed[PretrainConfig], notice: Callable[[str], None]) -
         ),
     )  # fmt: skip
     same_data(data.streams.state(), tokenizer.hash())
-    machine, meter = _machine(config, architecture, topology)
-    engine = _engine(config, architecture, machine)
+    machine, meter = make_machine(config, architecture, topology)
+    engine = make_engine(config, architecture, machine)
     if start.kind == "resume":  # the tensors follow when the loop starts; the counters are needed before
         engine.load_state_dict(state)
     return Parts(composed, tokenizer, architecture, experiment, start, machine, meter, data, engine)
@@ -130,7 +130,7 @@ def _choose(config: PretrainConfig) -> tuple[Experiment, Start]:
     return experiment, start
 
 
-def _settle_process(config: PretrainConfig) -> None:
+def settle_process(config: PretrainConfig) -> None:
     trainer = config.trainer
     seed_process(config.model.seed)
     if trainer.deterministic == "warn":
@@ -141,8 +141,8 @@ def _settle_process(config: PretrainConfig) -> None:
         torch.backends.cudnn.benchmark = trainer.benchmark
 
 
-def _check_same_model(
-    folder: Path, config: PretrainConfig, architecture: ModelConfig, tokenizer: Tokenizer
+def check_same_model(
+    folder: Path, config: PretrainConfig, architecture: ModelConfig, tokenizer: Tokenizer | None
 ) -> None:
     """The weights of a checkpoint mean something only in the model and the vocabulary that they were trained in."""
     theirs = weights_of_others(folder, architecture)
@@ -161,7 +161,7 @@ def _check_same_model(
         if key in saved and key not in FREE_TO_CHANGE and saved[key] != now[key]
     ]
     known = state.get("tokenizer", {}).get("hash")
-    if known and known != tokenizer.hash():
+    if known and tokenizer is not None and known != tokenizer.hash():
         lines.append(
             f"model.tokenizer: another one ({known[:12]} in the checkpoint, {tokenizer.hash()[:12]} here)"
         )
@@ -173,7 +173,9 @@ def _check_same_model(
         )
 
 
-def _machine(config: PretrainConfig, architecture: ModelConfig, topology: Topology) -> tuple[Machine, Meter]:
+def make_machine(
+    config: PretrainConfig, architecture: ModelConfig, topology: Topology
+) -> tuple[Machine, Meter]:
     model, steps = config.model, config.trainer.max_steps
     precision = resolve_precision(config.trainer.precision, topology.device)
     per_token = model_flops(architecture, model.sample).per_token
@@ -189,7 +191,7 @@ def _machine(config: PretrainConfig, architecture: ModelConfig, topology: Topolo
     return Machine(topology, precision, compiled, allocator), meter
 
 
-def _engine(config: PretrainConfig, architecture: ModelConfig, machine: Machine) -> Engine:
+def make_engine(config: PretrainConfig, architecture: ModelConfig, machine: Machine) -> Engine:
     model = config.model
     recompute = Recompute.from_keys(
         model.activations_checkpoint_granularity,

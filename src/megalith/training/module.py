@@ -14,6 +14,7 @@ import torch
 
 from megalith.engine.engine import Engine, StepResult
 from megalith.engine.objective import Batch
+from megalith.training.saving import Saver
 
 TOKENS = "lm"
 """The term whose targets are tokens: its exponential is the perplexity."""
@@ -56,6 +57,8 @@ class MegalithModule(pl.LightningModule):
     """Trains `engine` under a `MegalithStrategy`. Logs `train_loss`, `val_loss`, `test_loss` for other people's callbacks."""
 
     engine: Engine
+    saver: Saver | None = None
+    """Of a module that a trainer is given without engine and saver of its own."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()

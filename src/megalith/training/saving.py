@@ -20,8 +20,9 @@ from megalith.checkpoint.convert.continued import open_continued
 from megalith.checkpoint.foreign import fill
 from megalith.checkpoint.foreign import load as load_foreign
 from megalith.checkpoint.formats.foreign import Foreign
-from megalith.checkpoint.native import Checkpointer, load
+from megalith.checkpoint.native import Checkpointer, load, read_tensors
 from megalith.engine.engine import Engine
+from megalith.models.config import ModelConfig
 from megalith.training.starting import weights_of_others
 
 
@@ -70,7 +71,7 @@ class Saver:
         if theirs is None:
             state = self._fill(folder, self.engine.tensors())
         else:
-            state = self._continue(theirs.as_model(architecture))
+            state = self._continue(_padded_as(architecture, theirs))
         self.engine.load_state_dict(state)
         return state
 
@@ -88,15 +89,22 @@ class Saver:
         fill(sources, self.engine.tensors(), where=str(theirs.path), team=team)
         return state
 
-    def load_weights(self, folder: Path) -> None:
-        """Put the model's weights alone into the engine, whoever saved them; counters and optimizer stay fresh."""
+    def load_weights(self, folder: Path, *, strict: bool = True) -> list[str]:
+        """Put the model's weights alone into the engine, whoever saved them; counters and optimizer stay fresh.
+
+        Not `strict`: tensors that only one side has are left alone. → those.
+        """
         weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
         architecture = self.engine.stages[0].config
-        theirs = weights_of_others(folder, architecture)
-        if theirs is None:
+        theirs, team = weights_of_others(folder, architecture), self.checkpointer.team
+        if theirs is not None:
+            return load_foreign(_padded_as(architecture, theirs), weights, team=team, strict=strict)
+        if strict:
             self._fill(folder, weights)
-        else:
-            load_foreign(theirs.as_model(architecture), weights, team=self.checkpointer.team)
+            return []
+        self.wait()
+        sources = {lazy.name: lazy for lazy in read_tensors(folder)}
+        return fill(sources, weights, where=str(folder), team=team, strict=False)
 
     def _fill(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         self.wait()  # what saves meanwhile talks over the same group
@@ -105,3 +113,11 @@ class Saver:
     def wait(self) -> None:
         """Return when nothing is being written; raise what went wrong there."""
         self.checkpointer.wait()
+
+
+def _padded_as(architecture: ModelConfig, theirs: Foreign) -> Foreign:
+    """The same model, its table of tokens padded as that of another, to which its tensors are then held one by one."""
+    padding = ("vocab_size", "make_vocab_size_divisible_by")
+    return theirs.as_model(
+        theirs.config.model_copy(update={name: getattr(architecture, name) for name in padding})
+    )

@@ -9,6 +9,7 @@ The base class is `Strategy`, not `ParallelStrategy`: no launcher, no process gr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,54 @@ from megalith.checkpoint.native import Checkpointer
 from megalith.engine.engine import Engine
 from megalith.errors import UnsupportedError
 from megalith.topology.sizes import AXES
+from megalith.topology.topology import Topology, started
 from megalith.training.loop_state import checkpoint_dict
 from megalith.training.module import MegalithModule
 from megalith.training.saving import Saver
 
 
 class MegalithStrategy(Strategy):
-    """Runs an engine under `Trainer(strategy=MegalithStrategy(engine, saver), devices=1, …)`."""
+    """Runs an engine under `Trainer(strategy=MegalithStrategy(engine, saver), devices=1, …)`.
 
-    def __init__(self, engine: Engine, saver: Saver) -> None:
+    Without an engine it takes the one of the module that the trainer is given; `given` are the trainer's keys, for those who
+    build that module.
+    """
+
+    engine: Engine
+    saver: Saver
+
+    def __init__(
+        self,
+        engine: Engine | None = None,
+        saver: Saver | None = None,
+        *,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.engine, self.saver, self.topology = engine, saver, engine.topology
-        self.global_rank = self.topology.global_rank
+        self.given = dict(given or {})
+        self.topology = Topology()
+        self.global_rank, self.world_size = started()
         self.local_rank = self.node_rank = 0
-        self.world_size = self.topology.sizes.world
-        rank_zero_only.rank = self.global_rank  # Lightning's loggers and warnings ask this
         self._trainer: pl.Trainer | None = None
+        if engine is not None and saver is not None:
+            self._adopt(engine, saver)
+        rank_zero_only.rank = self.global_rank  # Lightning's loggers and warnings ask this
+
+    def _adopt(self, engine: Engine, saver: Saver) -> None:
+        self.engine, self.saver, self.topology = engine, saver, engine.topology
+        self.global_rank, self.world_size = self.topology.global_rank, self.topology.sizes.world
+
+    def connect(self, model: pl.LightningModule) -> None:
+        """Also take the engine of a module that brings its own saver."""
+        super().connect(model)
+        if isinstance(model, MegalithModule) and model.saver is not None:
+            self._adopt(model.engine, model.saver)
+        if not hasattr(self, "engine"):
+            raise UnsupportedError(
+                f"a {type(model).__name__} has no engine of Megalith's",
+                where="trainer",
+                fix="give it a model that megalith.GPTModel.restore_from (BertModel, T5Model, BARTModel) returned",
+            )
 
     # -- where ---------------------------------------------------------------------------------------------------
 
@@ -59,13 +92,16 @@ class MegalithStrategy(Strategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Also remember the trainer, whose loops `load_checkpoint` sets."""
         self._trainer = trainer
+        if isinstance(module := self.lightning_module, MegalithModule) and module.saver is not None:
+            self._adopt(module.engine, module.saver)
         super().setup(trainer)
 
     def teardown(self) -> None:
         """Never leave under a half-written checkpoint; the optimizer's state stays on its device."""
         self._reset_optimizers_and_schedulers()
         super().teardown()
-        self.saver.wait()
+        if hasattr(self, "saver"):
+            self.saver.wait()
 
     # -- between processes ---------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
@@ -128,31 +129,58 @@ def make_trainer(run: Run, settings: LoopSettings, stop: StopRequest) -> pl.Trai
     callbacks += [StopCallback(run.engine, stop), *run.callbacks]
     if settings.save:
         callbacks.append(CheckpointCallback(run.saver, settings.save, watch, run.announce))
-    on_gpu = run.engine.topology.device.type == "cuda"
+    return lightning_trainer(
+        MegalithStrategy(run.engine, run.saver),
+        settings,
+        on_gpu=run.engine.topology.device.type == "cuda",
+        validates=run.validation is not None,
+        loggers=list(run.loggers),
+        callbacks=callbacks,
+        folder=run.folder,
+    )
+
+
+def lightning_trainer(
+    strategy: MegalithStrategy,
+    settings: LoopSettings,
+    *,
+    on_gpu: bool,
+    validates: bool = True,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[pl.Callback] = (),
+    folder: Path | None = None,
+    saves: bool | None = None,
+) -> pl.Trainer:
+    """Lightning's Trainer around a strategy of ours. `saves`: do `callbacks` write checkpoints (default: by the settings)?"""
     return pl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
-        strategy=MegalithStrategy(run.engine, run.saver),
+        strategy=strategy,
         # Else Lightning finds SLURM, checks its own idea of it, and takes our signals.
         plugins=[LightningEnvironment()],
         max_steps=settings.max_steps,
         max_epochs=-1,
         val_check_interval=settings.validate_every or settings.max_steps,
         check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if settings.validate_every and run.validation is not None else 0,
+        limit_val_batches=1.0 if settings.validate_every and validates else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
-        logger=list(run.loggers) or False,
-        callbacks=callbacks,
-        enable_checkpointing=settings.save is not None,
+        logger=list(loggers) or False,
+        callbacks=list(callbacks),
+        enable_checkpointing=settings.save is not None if saves is None else saves,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         enable_autolog_hparams=False,
-        default_root_dir=run.folder,
-        profiler=_profiler(settings.profiler, run.folder),
+        default_root_dir=folder,
+        profiler=_profiler(settings.profiler, folder),
         **settings.lightning,
     )
+
+
+def silent_logger() -> Logger:
+    """Logs nothing; with it, what is measured is returned by `trainer.test` without a warning that nobody logs it."""
+    return DummyLogger()
 
 
 def _profiler(name: str | None, folder: Path | None) -> Any:
