@@ -1,7 +1,7 @@
 """Logits of a model whose weights stay in their files: a layer's are read while the one before it computes, and let go behind it.
 
     token rows ─ block 0 ─ block 1 ─ … ─ final norm ─ head, a few thousand rows at a time ─▶ logits
-                   a thread reads ▲
+                           read ▲  ▲ a thread computes
 
 Knows the model's own code and names; nothing of the format that the tensors lie in.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ HEAD_BYTES = 16 << 20
 CLOSE = 2
 """Rows of a table read for each that is wanted, at most, where they are read in one go."""
 Step = Callable[[int], None]
-Read = tuple[dict[str, torch.Tensor], int]
+Weights = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
@@ -52,10 +53,10 @@ def logits(
         elif any(True for _ in module.parameters(recurse=False)):
             layers[module] = name
     both = {"tokens": tokens[None]} if isinstance(model, EncoderDecoder) else {}
-    with _Reader(layers, tensors, dtype) as reader:
-        for module in layers:
-            _read_when_called(module, reader, step)
-        hidden = model.before_head(model(tokens[None], **both)[0])
+    reader = _Reader(layers, tensors, dtype)
+    for module in layers:
+        _read_when_called(module, reader)
+    hidden = reader.beside(lambda: model.before_head(model(tokens[None], **both)[0]), step)
     table = tensors.get("head.weight", tensors["token_embedding.weight"])
     bias = tensors.get("output_bias.bias")
     rows = max(1, HEAD_BYTES // (config.hidden_size * dtype.itemsize))
@@ -83,53 +84,81 @@ def _looked_up(table: Lazy, dtype: torch.dtype) -> Callable[[torch.Tensor], torc
 
 
 class _Reader:
-    """Reads the weights of modules in a thread, one module's ahead of what was asked for."""
+    """Reads the weights of modules while a thread computes with them, one module's ahead of what was asked for.
+
+    Reading is this thread's, since memory for it is kept from one tensor to the next: glibc maps large memory of other threads
+    anew each time.
+    """
 
     def __init__(
         self, names: Mapping[nn.Module, str], tensors: Mapping[str, Lazy], dtype: torch.dtype
     ) -> None:
         """`names`: modules, more or less in the order in which they compute, and what their tensors' names begin with."""
         self._names, self._tensors, self._dtype = names, tensors, dtype
-        self._later = dict(names)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="conversion-read")
-        self._ahead: tuple[nn.Module, Future[Read]] | None = None
+        self._asked: SimpleQueue[nn.Module | None] = SimpleQueue()
+        self._found: dict[nn.Module, Future[Weights]] = {}
+        self._over = False
 
-    def __enter__(self) -> _Reader:
-        return self
+    def beside(self, compute: Callable[[], torch.Tensor], step: Step) -> torch.Tensor:
+        """What `compute` returns, which asks for weights by `take`. `step` is told the bytes of each module's."""
+        with ThreadPoolExecutor(1, thread_name_prefix="conversion-compute") as thread:
+            done = thread.submit(torch.no_grad()(compute))
+            done.add_done_callback(lambda _: self._asked.put(None))
+            try:
+                self._serve(step)
+            except BaseException:  # Ctrl-C: nobody may wait for what is not coming
+                self._over = True
+                for found in list(self._found.values()):
+                    found.cancel()
+                raise
+            return done.result()
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+    def _serve(self, step: Step) -> None:
+        later, ahead = dict(reversed(list(self._names.items()))), None
+        while (module := self._asked.get()) is not None:
+            if module is not ahead:
+                later.pop(module, None)
+                self._read(module, step)
+            else:
+                ahead = None
+            if ahead is None and later:
+                ahead, _ = later.popitem()
+                self._read(ahead, step)
 
-    def take(self, module: nn.Module) -> Read:
-        """The weights of a module, and the bytes that they have in their files."""
-        self._later.pop(module, None)
-        if self._ahead is not None and self._ahead[0] is module:
-            mine, self._ahead = self._ahead[1], None
-        else:
-            mine = self._thread.submit(self._read, module)
-        following = next(iter(self._later), None)
-        if self._ahead is None and following is not None:
-            del self._later[following]
-            self._ahead = following, self._thread.submit(self._read, following)
-        return mine.result()
+    def take(self, module: nn.Module) -> Weights:
+        """The weights of a module. Raises what went wrong when they were read."""
+        found = self._found.setdefault(module, Future())
+        self._asked.put(module)
+        if self._over:
+            raise InterruptedError("the conversion ended")
+        weights = found.result()
+        del self._found[module]
+        return weights
 
-    def _read(self, module: nn.Module) -> Read:
-        weights, count = {}, 0
+    def _read(self, module: nn.Module, step: Step) -> None:
+        """To whoever takes them, or will."""
+        found = self._found.setdefault(module, Future())
+        try:
+            found.set_result(self._weights(module, step))
+        except Exception as error:  # raised by `take`
+            found.set_exception(error)
+
+    def _weights(self, module: nn.Module, step: Step) -> Weights:
+        weights = {}
         for name, _ in module.named_parameters(recurse=False):
             read = self._tensors[f"{self._names[module]}.{name}"].read()
-            weights[name], count = read.to(self._dtype), count + read.nbytes
-        return weights, count
+            weights[name] = read.to(self._dtype)
+            step(read.nbytes)
+        return weights
 
 
-def _read_when_called(module: nn.Module, reader: _Reader, step: Step) -> None:
+def _read_when_called(module: nn.Module, reader: _Reader) -> None:
     """Lets a module have its weights for as long as its forward runs."""
     empty = dict(module.named_parameters(recurse=False))
 
     def fetch(module: nn.Module, _: Any) -> None:
-        weights, count = reader.take(module)
-        for name, tensor in weights.items():
+        for name, tensor in reader.take(module).items():
             setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-        step(count)
 
     def release(module: nn.Module, *_: Any) -> None:
         for name, parameter in empty.items():
