@@ -54,7 +54,7 @@ def test_converts_and_says_so(tmp_path, source, run):
 
 
 def test_a_conversion_that_fails_ends_with_1(tmp_path, source, run, monkeypatch):
-    monkeypatch.setattr(to_megatron, "legacy", lambda version: legacy(0))
+    monkeypatch.setattr(to_megatron, "legacy", lambda version, family: legacy(0, family))
     code, said, error = run("convert", source, tmp_path / "out", "--to", "megatron")
     assert (code, said) == (1, "")
     assert "does not compute what the source does" in error

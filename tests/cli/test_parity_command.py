@@ -80,6 +80,20 @@ def test_a_difference(run, tmp_path):
     assert report["cause"]["name"] == "sequence"
 
 
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("bert", "model.num_layers 12 2"),
+        ("t5", "model.data.seq_length_dec 128 8"),
+        ("bart", "decoder_num_layers 12 2"),
+    ],
+)
+def test_other_families(run, family, said):
+    code, out, _ = run(TENSOR, "--config-name", f"megatron_{family}_config")
+    assert (code, Pool.closed) == (0, 1)
+    assert said in " ".join(out.split())
+
+
 def test_ranks_that_fail(run):
     code, _, err = run(TENSOR, found=RankFailure({1: "Traceback\nValueError: 3 is not 4"}))
     assert (code, Pool.closed) == (1, 1)

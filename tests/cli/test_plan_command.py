@@ -38,6 +38,25 @@ def test_a_plan_that_does_not_fit(capsys):
 
 
 @pytest.mark.parametrize(
+    ("family", "more", "said"),
+    [
+        ("bert", [], "1 layers"),
+        ("t5", ["model.pipeline_model_parallel_size=2"], "8 samples of 32 + 16"),
+        ("bart", ["model.tensor_model_parallel_size=2"], "1 + 1 layers"),
+    ],
+)
+def test_other_families(capsys, family, more, said):
+    sizes = ["model.num_layers=1", "model.hidden_size=32", "model.num_attention_heads=2"]
+    sizes += ["model.ffn_hidden_size=64", "model.encoder_seq_length=32"]
+    sizes += ["model.data.seq_length_dec=16"] if family == "t5" else []
+    named = ["--config-name", f"megatron_{family}_config", "--vocab-size", "512", "--device", "H100"]
+    assert run("plan", *named, *sizes, *more) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert said in shown
+    assert "Fits" in shown
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--device", "H1000"], "no device is called"),

@@ -51,7 +51,7 @@ def megatron(lengths, documents, seq_length, samples, seed):
 
 def blend(weights, count):
     """(source of each sample, number within the source), one sample after the other."""
-    total = sum(weights)
+    total = float(np.sum(weights))  # numpy's order of adding up: an ulp decides ties
     weights = [weight / total for weight in weights]
     taken = [0] * len(weights)
     sources, numbers = [], []

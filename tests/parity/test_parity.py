@@ -70,7 +70,7 @@ OTHERS = {
     "t5 1.0": ["replicate2", "cp2"],
     "t5 1.1": ["tp2+sp", "shard_all2", "cp4"],
     "t5 recomputed": ["cp2"],
-    "t5 frozen": ["tp2+sp", "cp2-zero3"],
+    "t5 frozen": ["tp2+sp", "cp2-zero3", "pp2"],
     "bart": ["tp2+sp", "shard_grads2", "cp2×tp2+sp"],
     "bart selective": ["cp2"],
 }

@@ -298,6 +298,19 @@ def test_miniatures_are_at_parity(rank_pool, overrides):
     assert {c.key for c in made.changes} >= {"model.hidden_size", "trainer.precision"}
 
 
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("bert", [f"{TENSOR}=2", "model.bert_binary_head=false", "model.num_tokentypes=1"]),
+        ("t5", [f"{PIPELINE}=2", "model.preset=t5-v1.1-base"]),
+        ("bart", ["trainer.devices=2"]),
+    ],
+)
+def test_miniatures_of_other_families_are_at_parity(rank_pool, family, overrides):
+    made = small(*overrides, family=family)
+    assert_parity(rank_pool, made.case, made.sizes)
+
+
 def test_check_reports_every_kind(rank_pool):
     said: list[str] = []
     found = check(small("trainer.devices=2", "model.num_layers=1"), rank_pool, said.append)

@@ -80,7 +80,8 @@ def merge(root: type[Section], files: Sequence[Layer], overrides: Sequence[Overr
         tree: dict[str, Any] = {}
         for value in values:
             put(tree, value.path, value.value)
-        _give_way(root, tree, merged, packaged)
+        own = {value.path for value in values}  # who takes the other back in so many words need not be told
+        _give_way(root, tree, merged, packaged - own)
         for value in (*_implied(root, tree), *values):
             merged.set(value)
             (packaged.add if layer.packaged else packaged.discard)(value.path)
