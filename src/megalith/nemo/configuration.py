@@ -73,7 +73,9 @@ def configure(root: type[PretrainConfig], archive: Archive, asked: Asked) -> Com
         except ConfigError as wrong:
             bad = {_key(problem, name) for problem in wrong.problems}
             kept = [
-                v for v in own if not _below(v.path, bad) or v.path[1] in archive.architecture.model_fields
+                v
+                for v in own
+                if not _below(v.path, bad) or v.path[1] in type(archive.architecture).model_fields
             ]
             if len(kept) == len(own):
                 raise

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from megalith.checkpoint.convert.megatron_optimizer import open_optimizer
 from megalith.checkpoint.convert.source import Optimizer, Source, of_foreign
 from megalith.checkpoint.convert.to_native import counters
@@ -45,20 +43,10 @@ class Continued:
 
         Errors: `CheckpointError` where these are not those weights: the optimizer numbers its parameters in another order.
         """
-        self._refuse_other_masters()
-        weights = self.optimizer.masters or self.source.tensors
+        fix = "model.init_from takes the weights to step 0 of a new run"
+        weights = self.source.masters(fix=fix) or self.source.tensors
         moments = {f"optim.{name}": lazy for name, lazy in self.optimizer.moments.items()}
         return {**{f"model.{name}": lazy for name, lazy in weights.items()}, **moments}
-
-    def _refuse_other_masters(self) -> None:
-        for name, master in self.optimizer.masters.items():
-            kept = self.source.tensors[name]
-            if not torch.equal(master.read().to(kept.dtype), kept.read()):
-                raise CheckpointError(
-                    f"the fp32 weights of its optimizer are not those of {name}: they are numbered in an unknown order",
-                    where=str(self.foreign.path),
-                    fix="model.init_from takes the weights to step 0 of a new run",
-                )
 
 
 def open_continued(foreign: Foreign) -> Continued:

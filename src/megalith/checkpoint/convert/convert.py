@@ -112,10 +112,7 @@ def _convert(path: str | Path, target: Path, plan: Plan, named: tuple[Any, Any],
     source = _open(path, named, plan)
     spelling, said = read_tokenizer(source.tokenizer, named=named[1] is not None)
     tokens = choose_tokens(source.config, spelling)
-    weights = source.tensors
-    if source.optimizer is not None and source.optimizer.masters:
-        _refuse_other_masters(source)
-        weights = source.optimizer.masters
+    weights = source.masters(fix="--no-optimizer converts the weights alone") or source.tensors
     tensors = rounded(weights, _dtype(source, plan))
     writer = _writer(source, weights, tensors, spelling, plan)
     archive = to_nemo.ARCHIVE if isinstance(writer, to_nemo.Writer) else ""
@@ -172,18 +169,6 @@ def _open(path: str | Path, named: tuple[Any, Any], plan: Plan) -> Source:
             source, notices=(*source.notices, f"{why}, which is left behind: weights alone are converted")
         )
     return source
-
-
-def _refuse_other_masters(source: Source) -> None:
-    """fp32 weights that do not round to the model's own are numbered in another order than ours."""
-    optimizer = source.optimizer
-    for name, lazy in source.tensors.items() if optimizer else ():
-        if optimizer and not torch.equal(optimizer.masters[name].read().to(lazy.dtype), lazy.read()):
-            raise CheckpointError(
-                f"the fp32 weights of its optimizer are not those of {name}: they are numbered in an unknown order",
-                where=str(source.folder),
-                fix="--no-optimizer converts the weights alone",
-            )
 
 
 def _dtype(source: Source, plan: Plan) -> torch.dtype | None:

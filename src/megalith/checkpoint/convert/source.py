@@ -1,6 +1,6 @@
 """What is to be converted, whoever saved it: architecture, tensors under our names, optimizer state, tokenizer, files.
 
-Knows our step folders and `open_foreign`. Reads no tensor.
+Knows our step folders and `open_foreign`. Opening reads no tensor.
 """
 
 from __future__ import annotations
@@ -71,6 +71,23 @@ class Source:
     def dtype(self) -> torch.dtype:
         """What most of its numbers are kept in."""
         return max(self.tensors.values(), key=lambda lazy: lazy.nbytes).dtype
+
+    def masters(self, *, fix: str) -> Mapping[str, Lazy]:
+        """The optimizer's fp32 weights; empty where it keeps none. Reads them all.
+
+        Errors: `CheckpointError`, with this `fix`, where they do not round to the model's own: they are numbered in another
+        order than ours.
+        """
+        masters = {} if self.optimizer is None else self.optimizer.masters
+        for name, master in masters.items():
+            kept = self.tensors[name]
+            if not torch.equal(master.read().to(kept.dtype), kept.read()):
+                raise CheckpointError(
+                    f"the fp32 weights of its optimizer are not those of {name}: they are numbered in an unknown order",
+                    where=str(self.folder),
+                    fix=fix,
+                )
+        return masters
 
 
 def open_source(
