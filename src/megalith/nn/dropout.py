@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 SITE_EMBEDDING, SITE_ATTENTION, SITE_MLP, SITE_PROBABILITIES = 0, 1, 2, 3
-SITE_CROSS, SITE_CROSS_PROBABILITIES, SITE_DECODER_EMBEDDING = 4, 5, 6
+SITE_CROSS, SITE_CROSS_PROBABILITIES, SITE_DECODER_EMBEDDING, SITE_PROMPT = 4, 5, 6, 7
 _SITES = (
     "embedding",
     "attention",
@@ -24,6 +24,7 @@ _SITES = (
     "cross",
     "cross probabilities",
     "decoder embedding",
+    "prompt",
 )
 _WORD = 0xFFFFFFFF
 _MULTIPLIER = 0x45D9F3B
