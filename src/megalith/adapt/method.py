@@ -48,12 +48,17 @@ class Method(ABC):
     @property
     @abstractmethod
     def trains(self) -> tuple[str, ...]:
-        """Patterns of the names of parameters that are tuned. All else is frozen: `frozen` says so to an engine."""
+        """Patterns of the names of parameters that are tuned."""
+
+    @property
+    @abstractmethod
+    def brings(self) -> tuple[str, ...]:
+        """Patterns of the names of all parameters that a base model lacks, tuned now or before."""
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """One pattern that matches every other parameter, as `Engine(frozen=…)` wants it."""
-        return (rf"^(?!.*({'|'.join(self.trains)}))",)
+        """One pattern that matches every parameter but those tuned, as `Engine(frozen=…)` wants it."""
+        return (rf"^(?!.*({'|'.join(self.trains)}))",) if self.trains else ("^",)
 
     def begin(self, stages: Sequence[nn.Module], topology: Topology) -> None:  # noqa: B027 - need not do anything
         """Numbers that depend on the base model's, once these are in place. Every process calls it; nothing by default."""

@@ -25,8 +25,11 @@ from megalith.nn.loss import CrossEntropy, LossTerm
 class EncoderDecoder(LanguageModel):
     """Layers of the decoder are numbered behind the encoder's for dropout and for pipeline stages, from 0 in names.
 
-    A stage holds a part of the encoder or of the decoder; `encoder` or `decoder` is then None.
+    A stage holds a part of the encoder or of the decoder; `encoder` or `decoder` is then None. Prompts stand before what the
+    encoder reads.
     """
+
+    accepts_prompts = True
 
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
@@ -38,6 +41,7 @@ class EncoderDecoder(LanguageModel):
         width, rows = config.hidden_size, config.padded_vocab_size
         self.token_embedding = TokenEmbedding(config.vocab_size, rows, width)
         self.position_embedding: PositionEmbedding | None = None
+        self.prompts = None
         shared = config.share_position_embeddings
         if shared and config.position_embedding_type == "learned_absolute":
             self.position_embedding = PositionEmbedding(config.max_position_embeddings, width)
@@ -59,6 +63,12 @@ class EncoderDecoder(LanguageModel):
         self.cross_entropy = CrossEntropy()
         self.loss_rows = config.vocab_size
         """Rows of the head that the loss's softmax runs over."""
+
+    @property
+    def input_positions(self) -> PositionEmbedding | None:
+        """The encoder's, its own or shared by both sides."""
+        own = self.encoder and self.encoder.position_embedding
+        return own if self.position_embedding is None else self.position_embedding
 
     def forward(
         self,
@@ -173,12 +183,15 @@ class EncoderDecoder(LanguageModel):
         start: int = 0,
     ) -> torch.Tensor:
         """(B, T) tokens behind `start` others → the residual stream (B, T, D) of that side, in `residual_dtype`."""
-        x = self.token_embedding(tokens)
+        prompts, places = self.prompts if stack is self.encoder else None, None
+        x = self.token_embedding(tokens if prompts is None else prompts.clip(tokens))
         table = stack.position_embedding if self.position_embedding is None else self.position_embedding
         if table is not None:
             table.check(start + tokens.shape[1])
-            x = x + table(positions)
-        return stack.enter(x.to(self.residual_dtype or x.dtype), keys)
+            places = table(positions)
+            x = x + places
+        x = stack.enter(x.to(self.residual_dtype or x.dtype), keys)
+        return x if prompts is None else prompts(x, tokens, places, keys, stack.norm_embedding)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, D) → (…, V) over the true vocabulary, in the compute dtype."""
@@ -208,6 +221,7 @@ class EncoderDecoder(LanguageModel):
         assert layers.stop <= depth or layers.start >= depth, "a stage works on one sequence"
         self.first, self.last = stage == 0, stage == stages - 1
         begins = layers.start in (0, depth)
+        self.prompts = self.prompts if self.first else None
         if layers.start < depth:
             self.decoder, self.gives = None, (INPUT,)
             self.encoder.keep(layers, last=layers.stop == depth)

@@ -3,7 +3,7 @@
 Knows the order of layers and what they share. Knows nothing of processes, optimizers or
 text; names no axis itself (its layers do).
 
-    tokens ─ token_embedding (+ position_embedding) ─ drop ─ blocks ─ final_norm ─▶ hidden ─┬─ logits
+    tokens ─ token_embedding (+ position_embedding) ─ drop [─ prompts] ─ blocks ─ final_norm ─▶ hidden ─┬─ logits
                                                                                            └─ loss
 
 Legend: B batch, T time, D width, V true vocabulary
@@ -30,6 +30,8 @@ from megalith.nn.visibility import Lookback
 class GPT(LanguageModel):
     """`first` and `last` say which ends of the model this stage holds; names of parameters are the whole model's."""
 
+    accepts_prompts = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.first, self.last = config, True, True
@@ -41,6 +43,7 @@ class GPT(LanguageModel):
         if config.position_embedding_type == "learned_absolute":
             self.position_embedding = PositionEmbedding(config.max_position_embeddings, width)
         self.drop_embedding = Dropout(config.hidden_dropout, SITE_EMBEDDING)
+        self.prompts = None
         self.relative_bias = relative_bias(config, bidirectional=False)
         self.lookback = Lookback()
         self.rotary = rotary(config)
@@ -92,12 +95,14 @@ class GPT(LanguageModel):
         self, tokens: torch.Tensor, positions: torch.Tensor, start: int, keys: torch.Tensor | None
     ) -> torch.Tensor:
         """(B, T) tokens → the residual stream (B, T, D), in `residual_dtype`."""
-        x = self.token_embedding(tokens)
+        x = self.token_embedding(tokens if self.prompts is None else self.prompts.clip(tokens))
+        places = None
         if self.position_embedding is not None:
             self.position_embedding.check(start + tokens.shape[1])
-            x = x + self.position_embedding(positions)
-        x = x.to(self.residual_dtype or x.dtype)
-        return self.drop_embedding(x, keys)
+            places = self.position_embedding(positions)
+            x = x + places
+        x = self.drop_embedding(x.to(self.residual_dtype or x.dtype), keys)
+        return x if self.prompts is None else self.prompts(x, tokens, places, keys)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(…, D) → (…, V) over the true vocabulary, in the compute dtype."""
@@ -123,7 +128,7 @@ class GPT(LanguageModel):
         self.first, self.last = stage == 0, stage == stages - 1
         self.blocks = Blocks({str(i): self.blocks[str(i)] for i in layers})
         if not self.first:
-            self.position_embedding = None
+            self.position_embedding = self.prompts = None
             if self.head is not None or not self.last:
                 del self.token_embedding
         if not self.last:

@@ -27,6 +27,7 @@ from megalith.nn.mlp import MLPSpec
 from megalith.nn.norm import make_norm
 from megalith.nn.position import RelativeBias, Rotary, RotaryScaling
 from megalith.nn.precision import set_compute_dtype
+from megalith.nn.prompt import Prompts
 from megalith.nn.visibility import Lookaround, Lookback, Visibility
 
 Rule = tuple[str, tuple[str, float] | float]
@@ -64,7 +65,8 @@ class LanguageModel(nn.Module):
     """A table of tokens, a head over it, and the dtypes in which it computes: what a pass or a loader asks of any model.
 
     A pipeline stage `takes` and `gives` on hidden states of these sequences. `holders`: the stages that hold a parameter
-    which several of them do, by its name.
+    which several of them do, by its name. `prompts`: what ids behind the vocabulary stand for, on the stage that reads the
+    text; a model that has no place for them does not say `accepts_prompts`.
     """
 
     takes: tuple[str, ...] = (INPUT,)
@@ -73,11 +75,19 @@ class LanguageModel(nn.Module):
 
     config: ModelConfig
     token_embedding: TokenEmbedding
+    position_embedding: PositionEmbedding | None
     head: OutputHead | None
+    prompts: Prompts | None
+    accepts_prompts = False
     loss_rows: int
     compute_dtype: torch.dtype | None
     residual_dtype: torch.dtype | None
     output_bias: OutputBias | None
+
+    @property
+    def input_positions(self) -> PositionEmbedding | None:
+        """The learned positions of the text that the model reads first, where there are any."""
+        return self.position_embedding
 
     @property
     def head_table(self) -> TokenEmbedding:

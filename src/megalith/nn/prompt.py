@@ -108,8 +108,8 @@ class Prompts(nn.Module):
         table, own = self._joined()
         prompt = F.embedding(row, table)
         if places is not None and not all(own):
-            owns = torch.tensor(own, device=row.device)[row]
-            prompt = torch.where(owns[..., None], prompt, prompt + places)
+            lacks = ~torch.tensor(own, device=row.device)[row][..., None]
+            prompt = torch.where(lacks, prompt + places, prompt) if any(own) else prompt + places
         prompt = prompt.to(x.dtype) if norm is None else norm(prompt.to(x.dtype))
         return torch.where(virtual[..., None], self.dropout(prompt, keys), x)
 

@@ -1,6 +1,6 @@
 """All passes over a model, in one order; a pass whose axis has size 1 changes nothing. Each pass is its own module.
 
-    meta model → pipeline split → tensor (+ sequence) → context → compute dtype
+    meta model → what tunes it → pipeline split → tensor (+ sequence) → context → compute dtype
                → block by block: memory and initial numbers → compile → data
                → recompute → the rest of the stage likewise
 
@@ -9,10 +9,12 @@ A block is shared out before the next gets memory: no process holds more than it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 
-from megalith.models.stack import named_blocks
+from megalith.models.stack import LanguageModel, Rule, named_blocks
 from megalith.parallel.compile import compile_block, compile_loss
 from megalith.parallel.context import share_context
 from megalith.parallel.data import share_data
@@ -27,16 +29,20 @@ from megalith.topology.topology import Topology
 def build(
     model_class: type[nn.Module], config: object, topology: Topology, *, seed: int, precision: str = "32",
     compile: bool = False, recompute: Recompute | None = None, device: torch.device | None = None,
+    adapt: Callable[[LanguageModel], Sequence[Rule]] | None = None,
 ) -> list[nn.Module]:  # fmt: skip
     """The stages of the model that this process owns, initialised and ready to train (one stage without a pipeline).
 
-    Initial weights are a function of the seed and the parameters' names alone. `device`: default the topology's.
+    Initial weights are a function of the seed and the parameters' names alone. `device`: default the topology's. `adapt` puts
+    further parameters into the whole model (`adapt.Method.install`) and says how they begin.
     """
     check_recompute(topology, recompute)
     numbers, device = precision_of(precision), device or topology.device
     with torch.device("meta"):
-        whole = model_class(config).to(numbers.parameters)
-    rules, stages = whole.init_rules(), split(whole, topology)
+        whole = model_class(config)
+        added = adapt(whole) if adapt else ()
+    rules = [*added, *whole.init_rules()]
+    stages = split(whole.to(numbers.parameters), topology)
     for stage in stages:  # all of them before any gets memory: they may share layers
         share_tensors(stage, topology)
         share_context(stage, topology)

@@ -25,8 +25,12 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor
 
 from megalith.topology.topology import Topology
+
+BY_HAND = {"relative_bias", "prompts"}
+"""Modules whose parameters FSDP2 is never given: a few small ones, that every process holds whole."""
 
 
 def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> None:
@@ -70,7 +74,8 @@ def data_mesh(topology: Topology) -> DeviceMesh:
 def summed_by_hand(stage: nn.Module, topology: Topology) -> dict[str, nn.Parameter]:
     """Parameters that several stages of one process share, which FSDP2 cannot: their gradients are summed afterwards.
 
-    Relative biases always, small as they are; of an encoder-decoder's tables those that some process has in two stages.
+    Relative biases and prompts always, small as they are; of an encoder-decoder's tables those that some process has in two
+    stages.
     """
     held, ranks = getattr(stage, "holders", {}), topology.size("pipeline")
 
@@ -79,7 +84,9 @@ def summed_by_hand(stage: nn.Module, topology: Topology) -> dict[str, nn.Paramet
         return len({index % ranks for index in stages}) < len(stages)
 
     return {
-        name: p for name, p in stage.named_parameters() if "relative_bias" in name.split(".") or twice(name)
+        name: p
+        for name, p in stage.named_parameters()
+        if not BY_HAND.isdisjoint(name.split(".")) or twice(name)
     }
 
 
@@ -95,6 +102,12 @@ def reshard(stage: nn.Module) -> None:
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def whole(parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """All of a parameter at rest, there, whoever holds its parts. Every process that has one calls it alike. Not differentiable."""
+    tensor = parameter.detach().to(device)
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sum_gradients(stages: Sequence[nn.Module], topology: Topology) -> None:

@@ -27,6 +27,7 @@ from megalith.nn.embedding import OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.linear import Linear
 from megalith.nn.loss import CrossEntropy
 from megalith.nn.position import RelativeBias
+from megalith.nn.prompt import Prompts
 from megalith.topology import collectives
 
 
@@ -207,6 +208,15 @@ class SequencePositionEmbedding(PositionEmbedding):
 
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         return super().forward(positions.chunk(self.shares.parts, dim=-1)[self.shares.part])
+
+
+class SequencePrompts(Prompts):
+    """Prompts among this rank's part of the sequence: of a table's gradient every rank has that of the rows it saw."""
+
+    shares: Shares
+
+    def here(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.chunk(self.shares.parts, dim=1)[self.shares.part]
 
 
 class SequenceDropout(Dropout):

@@ -23,6 +23,7 @@ from megalith.nn.norm import LayerNorm, RMSNorm
 from megalith.nn.position import RelativeBias
 from megalith.parallel import layers
 from megalith.parallel.layers import Shares, become
+from megalith.nn.prompt import Prompts
 from megalith.parallel.rules import shared_dim
 from megalith.topology.topology import Topology
 
@@ -92,6 +93,10 @@ def _shard(module: nn.Module, topology: Topology, **dims: int) -> None:
         if whole is None:
             continue
         shape = list(whole.shape)
+    elif isinstance(module, Prompts):
+        become(module, layers.SequencePrompts, shares)
+        for part in module.tables.modules():
+            _partial(part, *(name for name, _ in part.named_parameters(recurse=False)))
         shape[dim] //= topology.size("tensor")
         piece = torch.empty(shape, dtype=whole.dtype, device=whole.device)
         shard = DTensor.from_local(piece, topology.weights["tensor"], [Shard(dim)], run_check=False)
