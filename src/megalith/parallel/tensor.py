@@ -21,9 +21,9 @@ from megalith.nn.linear import Linear
 from megalith.nn.loss import CrossEntropy
 from megalith.nn.norm import LayerNorm, RMSNorm
 from megalith.nn.position import RelativeBias
+from megalith.nn.prompt import Prompts
 from megalith.parallel import layers
 from megalith.parallel.layers import Shares, become
-from megalith.nn.prompt import Prompts
 from megalith.parallel.rules import shared_dim
 from megalith.topology.topology import Topology
 
@@ -76,6 +76,10 @@ def _share_sequence(module: nn.Module, shares: Shares) -> None:
     elif isinstance(module, PositionEmbedding):
         become(module, layers.SequencePositionEmbedding, shares)
         _partial(module, "weight")
+    elif isinstance(module, Prompts):
+        become(module, layers.SequencePrompts, shares)
+        for part in module.tables.modules():
+            _partial(part, *(name for name, _ in part.named_parameters(recurse=False)))
     elif isinstance(module, MaskedHead):
         become(module, layers.SequenceMaskedHead, shares)
         _partial(module.dense, "weight", "bias")
@@ -93,10 +97,6 @@ def _shard(module: nn.Module, topology: Topology, **dims: int) -> None:
         if whole is None:
             continue
         shape = list(whole.shape)
-    elif isinstance(module, Prompts):
-        become(module, layers.SequencePrompts, shares)
-        for part in module.tables.modules():
-            _partial(part, *(name for name, _ in part.named_parameters(recurse=False)))
         shape[dim] //= topology.size("tensor")
         piece = torch.empty(shape, dtype=whole.dtype, device=whole.device)
         shard = DTensor.from_local(piece, topology.weights["tensor"], [Shard(dim)], run_check=False)
