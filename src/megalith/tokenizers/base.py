@@ -132,6 +132,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
+    def encode_from(self, text: str, place: int) -> tuple[list[int], int]:
+        """Ids of a text, and the number of the first that holds something of `text[place:]`; a token across counts as that."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens written out; DataError for an id outside the vocabulary."""
         ...

@@ -94,6 +94,11 @@ class DefinedTokenizer(SpecialIds):
         rows = self._encoder.encode_batch_fast([scalar(text) for text in texts], add_special_tokens=False)
         return [row.ids for row in rows]
 
+    def encode_from(self, text: str, place: int) -> tuple[list[int], int]:
+        found = self._encoder.encode(scalar(text), add_special_tokens=False)
+        behind = (i for i, (_, end) in enumerate(found.offsets) if end > place)
+        return found.ids, next(behind, len(found.ids)) if place else 0
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._decoder.decode(checked_ids(ids, self.vocab_size, self.where), skip_special_tokens=False)
 

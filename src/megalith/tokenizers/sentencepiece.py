@@ -20,6 +20,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_pb2 import SentencePieceText
 
 from megalith.errors import DataError
 from megalith.tokenizers.base import SpecialIds, sentinel
@@ -89,6 +90,14 @@ class SentencePieceTokenizer(SpecialIds):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode([scalar(text) for text in texts], num_threads=1)
+
+    def encode_from(self, text: str, place: int) -> tuple[list[int], int]:
+        found = SentencePieceText.FromString(
+            self._processor.encode(scalar(text), out_type="serialized_proto")
+        )
+        border = len(text[:place].encode())  # the library counts bytes
+        behind = (i for i, piece in enumerate(found.pieces) if max(piece.begin + 1, piece.end) > border)
+        return [piece.id for piece in found.pieces], next(behind, len(found.pieces))
 
     def decode(self, ids: Sequence[int]) -> str:
         """As Megatron's `detokenize`: special tokens as they are written, a space before and behind each but at the ends."""
