@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -56,7 +56,8 @@ class Engine:
     """A model with its optimizer, and the one way to move both.
 
     `clip`: largest gradient norm, 0 for none; `max_skipped`: skipped steps in a row that stop the run;
-    `loss_average`: see `batch.prepare`; `frozen`: patterns of parameter names that stay as they are.
+    `loss_average`: see `batch.prepare`; `frozen`: patterns of parameter names that stay as they are; `keep`: what of the model a
+    checkpoint holds, all of it or what trains.
     """
 
     def __init__(
@@ -75,11 +76,12 @@ class Engine:
         scaler: Scaler | None = None,
         objective: Objective | None = None,
         frozen: Sequence[str] = (),
+        keep: Literal["all", "trainable"] = "all",
     ) -> None:
         self.stages, self.topology, self.schedule, self.seed = list(stages), topology, schedule, seed
         self.micro_batch_size, self.clip, self.max_skipped = micro_batch_size, clip, max_skipped
         self.loss_average: LossAverage = loss_average
-        self.objective = objective or CausalLanguageModel()
+        self.objective, self.keep = objective or CausalLanguageModel(), keep
         self.scaler = scaler or make_scaler(precision_of(precision).name)
         self.parameters = {name: p for stage in self.stages for name, p in stage.named_parameters()}
         freeze(self.parameters, frozen, lambda counts: topology.sum(counts.to(topology.device), "pipeline"))
@@ -248,14 +250,23 @@ class Engine:
 
     # -- what a checkpoint holds ---------------------------------------------------------------------------------
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor to save, by name, sharing memory with the live one: loading into them loads the engine.
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every weight of the model by its name behind "model.", frozen or not, sharing memory with the live one.
 
         What is shared between processes is a DTensor, of which this process holds a part.
         """
         for stage in self.stages:
             reshard(stage)
-        found = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+        return {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor to save, by name, as `weights` are: loading into them loads the engine.
+
+        Where only what trains is kept, frozen weights come from where they came from at first.
+        """
+        found = self.weights()
+        if self.keep == "trainable":
+            found = {name: found[name] for name in (f"model.{n}" for n in self.trainable)}
         for name, parameter in self.trainable.items():
             state = self.optimizer.state[self.local[name]]
             found |= {f"optim.{name}.{moment}": like(parameter, state[moment]) for moment in self._moments}

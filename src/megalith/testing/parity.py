@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from megalith.adapt.method import Method, Tag
+from megalith.adapt.prompts import virtual_ids
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
 from megalith.engine.batch import place, prepare
 from megalith.engine.engine import Engine
@@ -49,7 +51,8 @@ TOLERANCE = 1e-10
 class Case:
     """A model and how it is trained, all but the layout.
 
-    `reset` gives samples several documents each: attention, or positions, or (True) both begin anew with each.
+    `reset` gives samples several documents each: attention, or positions, or (True) both begin anew with each. `adapt` tunes the
+    model, and nothing else of it: prompts of its tags stand before the rows, one after the other, and every so often none.
     """
 
     model: ModelConfig
@@ -62,6 +65,7 @@ class Case:
     compile: bool = False
     recompute: Recompute | None = None
     frozen: tuple[str, ...] = ()
+    adapt: Method | None = None
     reset: bool | Literal["documents", "positions"] = False
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-2, eps=1e-4, weight_decay=0.1))
     clip: float = 0.5
@@ -84,7 +88,10 @@ def make_engine(case: Case, topology: Topology) -> Engine:
         precision=case.precision,
         compile=case.compile,
         recompute=case.recompute,
+        adapt=case.adapt and case.adapt.install,
     )
+    if case.adapt is not None:
+        case.adapt.begin(stages, topology)
     schedule = make_schedule(case.optim, max_steps=20, global_batch=case.samples, sequence_length=case.length)
     return Engine(
         stages,
@@ -96,7 +103,7 @@ def make_engine(case: Case, topology: Topology) -> Engine:
         precision=case.precision,
         clip=case.clip,
         objective=objective_of(case.model),
-        frozen=case.frozen,
+        frozen=case.frozen if case.adapt is None else (*case.frozen, *case.adapt.frozen),
         loss_average=case.loss_average,  # type: ignore[arg-type]
     )
 
@@ -117,7 +124,7 @@ def make_batch(case: Case, step: int, samples: int | None = None) -> Batch:
         batch |= _halves(batch, case, case.model.token_types)
     if isinstance(case.model, EncoderDecoderConfig):
         batch |= _sources(case, samples, generator)
-    return batch
+    return batch if case.adapt is None else _prompted(batch, case, case.adapt.tags)
 
 
 def _documents(samples: int, length: int) -> Batch:
@@ -152,6 +159,23 @@ def _sources(case: Case, samples: int, generator: torch.Generator) -> Batch:
         "encoder_tokens": torch.randint(case.model.vocab_size, (samples, case.source), generator=generator),
         "encoder_lengths": case.source - torch.arange(samples) % (case.source - 1),
     }
+
+
+def _prompted(batch: Batch, case: Case, tags: Sequence[Tag]) -> Batch:
+    """Row by row the virtual tokens of the next tag in place of the first ones that the model reads, then of none."""
+    read, lengths = (
+        ("encoder_tokens" if "encoder_tokens" in batch else "tokens"),
+        batch.get("encoder_lengths"),
+    )
+    tokens, targets = batch[read].clone(), batch["targets"].clone()
+    for number, ids in enumerate(virtual_ids(case.model.vocab_size, tags).values()):
+        rows = slice(number, None, len(tags) + 1)
+        tokens[rows, : len(ids)] = torch.tensor(ids)
+        if lengths is not None:
+            lengths[rows].clamp_(min=len(ids) + 1)
+        else:
+            targets[rows, : len(ids) - 1] = -1
+    return {**batch, read: tokens, "targets": targets}
 
 
 def share(batch: Batch, topology: Topology) -> Batch:

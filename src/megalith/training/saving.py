@@ -10,7 +10,8 @@ their files differ in the section `loop` at most.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,17 @@ class Saver:
         fill(sources, self.engine.tensors(), where=str(theirs.path), team=team)
         return state
 
-    def load_weights(self, folder: Path, *, strict: bool = True) -> list[str]:
+    def load_weights(self, folder: Path, *, strict: bool = True, but: Sequence[str] = ()) -> list[str]:
         """Put the model's weights alone into the engine, whoever saved them; counters and optimizer stay fresh.
 
-        Not `strict`: tensors that only one side has are left alone. → those.
+        `but`: patterns of names of parameters that the folder's model lacks (`adapt.Method.brings`), left alone. Not `strict`:
+        tensors that only one side has are left alone. → those.
         """
-        weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
+        weights = {
+            name: tensor
+            for name, tensor in self.engine.weights().items()
+            if not any(re.search(pattern, name.removeprefix("model.")) for pattern in but)
+        }
         architecture = self.engine.stages[0].config
         theirs, team = weights_of_others(folder, architecture), self.checkpointer.team
         if theirs is not None:
