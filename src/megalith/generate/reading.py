@@ -72,7 +72,7 @@ class ReadingLinear(nn.Module):
         else:
             self.product = product(weight, bias, dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         return self.product(x)
 
     def extra_repr(self) -> str:

@@ -91,18 +91,20 @@ class Attention(nn.Module):
         keys: torch.Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> torch.Tensor:
-        q, k, v = self.project(x)
+        q, k, v = self.project(x, keys)
         if self.rotary is not None and shared.rotary is not None:
             q, k = self.rotary.rotate(q, *shared.rotary), self.rotary.rotate(k, *shared.rotary)
         if cache is not None:
             k, v = cache.extend(k, v)
             q = q.to(k.dtype)
         y = self.core(q, k, v, shared.visibility, keys)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(y.transpose(1, 2).flatten(2), keys)
 
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(
+        self, x: torch.Tensor, keys: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, D) → q (B, H, T, K), k and v (B, G, T, K)."""
-        qkv = self.qkv(x)
+        qkv = self.qkv(x, keys)
         groups = qkv.unflatten(-1, (-1, self.group_size + 2, self.head_dim))
         q, k, v = groups.split((self.group_size, 1, 1), dim=-2)
         return q.flatten(2, 3).transpose(1, 2), k.squeeze(-2).transpose(1, 2), v.squeeze(-2).transpose(1, 2)
@@ -125,12 +127,14 @@ class CrossAttention(Attention):
         seen: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """`seen`: keys and values of the memory where they were made before (`look_up`)."""
-        q = self.q(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        k, v = self.look_up(shared.memory) if seen is None else seen
+        q = self.q(x, keys).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        k, v = self.look_up(shared.memory, keys) if seen is None else seen
         y = self.core(q.to(k.dtype), k, v, shared.across, keys)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return self.out(y.transpose(1, 2).flatten(2), keys)
 
-    def look_up(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def look_up(
+        self, memory: torch.Tensor, keys: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory (B, S, D) → its keys and values, each (B, G, S, K): the same for every query, so they are made once."""
-        k, v = self.kv(memory).unflatten(-1, (-1, 2, self.head_dim)).unbind(-2)
+        k, v = self.kv(memory, keys).unflatten(-1, (-1, 2, self.head_dim)).unbind(-2)
         return k.transpose(1, 2), v.transpose(1, 2)

@@ -76,7 +76,7 @@ class Block(nn.Module):
             x = self.norm_attention(x + self.drop_attention(self.attention(x, shared, keys, cache), keys))
             if self.cross is not None:
                 x = self.norm_cross(x + self.drop_cross(self.cross(x, shared, keys, across), keys))
-            return self.norm_mlp(x + self.drop_mlp(self.mlp(x), keys))
+            return self.norm_mlp(x + self.drop_mlp(self.mlp(x, keys), keys))
         y = self.norm_attention(x)
         line = x if self.wiring == "pre_ln" else y
         x = line + self.drop_attention(self.attention(y, shared, keys, cache), keys)
@@ -86,7 +86,7 @@ class Block(nn.Module):
             x = line + self.drop_cross(self.cross(y, shared, keys, across), keys)
         y = self.norm_mlp(x)
         line = x if self.wiring == "pre_ln" else y
-        return line + self.drop_mlp(self.mlp(y), keys)
+        return line + self.drop_mlp(self.mlp(y, keys), keys)
 
     def extra_repr(self) -> str:
         return self.wiring

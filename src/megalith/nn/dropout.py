@@ -16,6 +16,8 @@ from torch import nn
 
 SITE_EMBEDDING, SITE_ATTENTION, SITE_MLP, SITE_PROBABILITIES = 0, 1, 2, 3
 SITE_CROSS, SITE_CROSS_PROBABILITIES, SITE_DECODER_EMBEDDING, SITE_PROMPT = 4, 5, 6, 7
+SITE_LORA = 8
+"""And on: one for each of `lora.PROJECTIONS`."""
 _SITES = (
     "embedding",
     "attention",
@@ -74,6 +76,10 @@ class Dropout(nn.Module):
         """(T,) positions, in the whole sequence, of the rows that this process holds."""
         return torch.arange(length, device=device)
 
+    def first_column(self, width: int) -> int:
+        """The place, in the whole model, of the first of the `width` channels that this process holds."""
+        return 0
+
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
         """(B, T, D), (B,) → (B, T, D). A row's hash is made first: no two (sample, position) share a pattern."""
         if not (self.training and self.rate):
@@ -81,7 +87,7 @@ class Dropout(nn.Module):
         with torch.no_grad():
             row = mix(required(keys)[:, None] + self.site & _WORD)
             row = mix(row ^ self.rows(x.shape[1], x.device))
-            keep = kept(row, x.shape[2], self.rate)
+            keep = kept(row, x.shape[2], self.rate, self.first_column(x.shape[2]))
         return x * keep * (1 / (1 - self.rate))
 
     def extra_repr(self) -> str:
@@ -106,9 +112,12 @@ class ProbabilityDropout(Dropout):
         return x * keep * (1 / (1 - self.rate))
 
 
-def kept(row: torch.Tensor, columns: int, rate: float) -> torch.Tensor:
-    """(…) hashes of rows → (…, columns) bool, False with probability `rate`: the element's hash is below the threshold."""
-    column = torch.arange(columns, device=row.device, dtype=torch.int32)
+def kept(row: torch.Tensor, columns: int, rate: float, first: int = 0) -> torch.Tensor:
+    """(…) hashes of rows → (…, columns) bool, False with probability `rate`: the element's hash is below the threshold.
+
+    `first`: the number of the first column.
+    """
+    column = torch.arange(first, first + columns, device=row.device, dtype=torch.int32)
     bits = mix_(row.to(torch.int32)[..., None] ^ column)
     return bits >= int(rate * 2**32) - 2**31
 

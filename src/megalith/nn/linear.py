@@ -25,7 +25,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(width_out, width_in))
         self.bias = nn.Parameter(torch.empty(width_out)) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """`keys` (B,): dropout keys of a layer that drops (`lora.LoRALinear`); nothing here does."""
         x = x.to(self.compute_dtype or x.dtype)
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 

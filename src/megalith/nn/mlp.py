@@ -68,10 +68,11 @@ class MLP(nn.Module):
             self.gate = Linear(spec.width, spec.hidden, axes=("mlp", "embed"), bias=spec.bias)
         self.down = Linear(spec.hidden, spec.width, axes=("embed", "mlp"), bias=spec.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """`keys` (B,): dropout keys for layers that drop."""
         if self.gate is None:
-            return self.down(self.bend(self.up(x)))
-        return self.down(self.bend(self.gate(x)) * self.up(x))
+            return self.down(self.bend(self.up(x, keys)), keys)
+        return self.down(self.bend(self.gate(x, keys)) * self.up(x, keys), keys)
 
     def extra_repr(self) -> str:
         return self.activation

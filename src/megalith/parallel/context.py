@@ -29,9 +29,11 @@ from torch.distributed import ProcessGroup
 from megalith.errors import DataError
 from megalith.nn.attention import Attention
 from megalith.nn.dropout import Dropout
+from megalith.nn.lora import InputDropout
 from megalith.nn.loss import NOT_COUNTED
 from megalith.nn.visibility import Lookaround, Lookback, Visibility
 from megalith.parallel.layers import SequenceDropout
+from megalith.parallel.lora import SharedInputDropout
 from megalith.topology import collectives
 from megalith.topology.topology import Topology
 
@@ -217,9 +219,19 @@ class ContextSequenceDropout(SequenceDropout, ContextDropout):
     """The same for a tensor rank's part of them."""
 
 
+class ContextInputDropout(InputDropout, ContextDropout):
+    """Dropout of what a low-rank product reads of this rank's chunks."""
+
+
+class ContextSharedInputDropout(SharedInputDropout, ContextDropout):
+    """The same for a tensor rank's channels of them."""
+
+
 SWAPS: dict[type, type] = {
     Lookback: ContextLookback,
     Lookaround: ContextLookaround,
     Dropout: ContextDropout,
     SequenceDropout: ContextSequenceDropout,
+    InputDropout: ContextInputDropout,
+    SharedInputDropout: ContextSharedInputDropout,
 }

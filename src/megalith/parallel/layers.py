@@ -60,7 +60,7 @@ class ColumnParallelLinear(Linear):
 
     shares: Shares
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         x = self.shares.enter(x.to(self.compute_dtype or x.dtype))  # cast first: half the bytes to send
         return F.linear(
             x, local(self.weight, x.dtype), None if self.bias is None else local(self.bias, x.dtype)
@@ -75,7 +75,7 @@ class RowParallelLinear(Linear):
 
     shares: Shares
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         x = x.to(self.compute_dtype or x.dtype)
         y = self.shares.leave(F.linear(x, local(self.weight, x.dtype)))
         return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -2,6 +2,7 @@
 
     Linear, out-axis shared   ─▶ ColumnParallelLinear        TokenEmbedding ─▶ VocabParallelEmbedding
     Linear, in-axis shared    ─▶ RowParallelLinear           CrossEntropy   ─▶ VocabParallelCrossEntropy
+    LoRALinear                ─▶ the same with its two matrices, one of them shared, too
 
 Works on a meta model, in place; the identity when the axis has size 1. Knows layers and heads by class and by `axes`, no
 model.
@@ -18,12 +19,14 @@ from megalith.nn.attention import Attention
 from megalith.nn.dropout import Dropout, ProbabilityDropout
 from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
 from megalith.nn.linear import Linear
+from megalith.nn.lora import LoRALinear
 from megalith.nn.loss import CrossEntropy
 from megalith.nn.norm import LayerNorm, RMSNorm
 from megalith.nn.position import RelativeBias
 from megalith.nn.prompt import Prompts
 from megalith.parallel import layers
 from megalith.parallel.layers import Shares, become
+from megalith.parallel.lora import ColumnParallelLoRA, RowParallelLoRA, SharedInputDropout
 from megalith.parallel.rules import shared_dim
 from megalith.topology.topology import Topology
 
@@ -44,7 +47,9 @@ def share_tensors(stage: nn.Module, topology: Topology) -> None:
 def _share(module: nn.Module, shares: Shares, topology: Topology) -> None:
     if isinstance(module, Linear):
         dim = shared_dim(module.axes, "tensor")
-        if dim == 0:
+        if isinstance(module, LoRALinear):
+            _share_lora(module, dim, shares, topology)
+        elif dim == 0:
             become(module, layers.ColumnParallelLinear, shares)
             _shard(module, topology, weight=0, bias=0)
         elif dim == 1:
@@ -65,6 +70,18 @@ def _share(module: nn.Module, shares: Shares, topology: Topology) -> None:
         become(module, layers.HeadDropout, shares)
     elif isinstance(module, Attention):
         module.kv_heads //= shares.parts
+
+
+def _share_lora(module: LoRALinear, dim: int | None, shares: Shares, topology: Topology) -> None:
+    if dim == 0:
+        become(module, ColumnParallelLoRA, shares)
+        _shard(module, topology, weight=0, bias=0, lora_b=0)
+        _partial(module, "lora_a")
+    elif dim == 1:
+        become(module, RowParallelLoRA, shares)
+        become(module.drop_lora, SharedInputDropout, shares)
+        _shard(module, topology, weight=1, lora_a=1)
+        _partial(module, "lora_b")
 
 
 def _share_sequence(module: nn.Module, shares: Shares) -> None:
@@ -104,5 +121,6 @@ def _shard(module: nn.Module, topology: Topology, **dims: int) -> None:
 
 
 def _partial(module: nn.Module, *names: str) -> None:
-    found = tuple(name for name in names if getattr(module, name, None) is not None)
-    module.partial_gradients = found  # type: ignore[assignment]  # finish_gradients sums them
+    found = [name for name in names if getattr(module, name, None) is not None]
+    before = getattr(module, "partial_gradients", ())
+    module.partial_gradients = tuple(dict.fromkeys([*before, *found]))  # type: ignore[assignment]  # finish_gradients sums them
