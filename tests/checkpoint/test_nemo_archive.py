@@ -210,13 +210,13 @@ def test_configurations_that_are_no_model_of_ours(tmp_path, keys, message):
     assert message in str(caught.value)
 
 
-def test_soft_prompts_are_left_out_and_said(tmp_path):
+def test_soft_prompts_are_no_part_of_the_model_and_said(tmp_path):
     stream = io.BytesIO()
     table = "model.language_model.prompt_table.prompt_table"
     prompts = {f"{table}.{tag}.prompt_embeddings.weight": torch.ones(4, 16) for tag in ("Winogrande", "RTE")}
     torch.save({**nemo_state(), **prompts}, stream)
     foreign = open_foreign(nemo_archive(tmp_path / "a.nemo", weights=stream.getvalue()))
-    assert "its soft prompts are left out (RTE, Winogrande)" in foreign.notices
+    assert "it holds soft prompts (RTE, Winogrande), which are read apart: --prompts takes it, too" in foreign.notices
     assert foreign.tensors
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from megalith.adapt.method import Tag
+from megalith.adapt.soft_prompt import SoftPrompts
 from megalith.errors import CheckpointError, ConfigError, Problem
 
 SOFT_PROMPT, P_TUNING, LORA = "soft-prompt", "p-tuning", "lora"
@@ -38,7 +39,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`settings`: what `Method.describe` says; `path`: where it was read, for messages."""
+    """`family` is empty where nobody said. `settings`: what `Method.describe` says; `path`: where it was read, for messages.
+
+    `tasks`: how a tag's samples were made, where that is not [virtual tokens] text: prompt_template, virtual_token_splits and
+    answer_field as in the configuration; before, behind and start: ids around a text and at a decoder's beginning.
+    """
 
     method: str
     family: str
@@ -47,6 +52,7 @@ class Adapter:
     settings: Mapping[str, Any] = field(default_factory=dict)
     base: Base = Base()
     path: str = ""
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def table(self, number: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens and own positions (P, D) of tag `number`."""
@@ -153,7 +159,13 @@ def joined(adapters: Sequence[Adapter]) -> Adapter:
     tags = tuple(tag for each in adapters for tag in each.tags)
     method = first.method if len({each.method for each in adapters}) == 1 else SOFT_PROMPT
     base = next((each.base for each in adapters if each.base.fingerprint), first.base)
-    return replace(first, method=method, tensors=tensors, tags=tags, base=base, settings={}, path=where)
+    tasks = {tag: task for each in adapters for tag, task in each.tasks.items()}
+    return Adapter(method, first.family, tensors, tags, settings_of(tags), base, where, tasks)
+
+
+def settings_of(tags: Sequence[Tag]) -> dict[str, Any]:
+    """What prompts of these tags, which nobody tunes, say of themselves: as `Prompted.describe`."""
+    return SoftPrompts(earlier=tags).describe()
 
 
 def _strangers(adapters: Sequence[Adapter]) -> list[Problem]:
@@ -161,7 +173,7 @@ def _strangers(adapters: Sequence[Adapter]) -> list[Problem]:
     first, found = adapters[0], []
     for each in adapters[1:]:
         known = first.base.fingerprint, each.base.fingerprint
-        if each.family != first.family:
+        if each.family and first.family and each.family != first.family:
             what = f"it is for a {each.family.upper()}, {first.path} for a {first.family.upper()}"
             found.append(Problem(each.path, what, "give adapters of one model"))
         elif all(known) and known[0] != known[1]:
@@ -183,7 +195,7 @@ def check_base(adapter: Adapter, family: str, base: Base, *, force: bool = False
     Errors: `CheckpointError` where it was made for another one, unless `force`: then that is only told. What neither side
     knows is not compared.
     """
-    if adapter.family != family:
+    if adapter.family and adapter.family != family:
         raise CheckpointError(
             f"it was made for a {adapter.family.upper()}, the base model is a {family.upper()}",
             where=adapter.path,

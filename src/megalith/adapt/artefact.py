@@ -20,9 +20,12 @@ import torch
 from torch import nn
 
 from megalith import __version__
+from megalith.adapt import peft
 from megalith.adapt.adapter import DAMAGED, WITH_TAGS, Adapter, Base, check_base, checked, joined
 from megalith.adapt.method import Tag
+from megalith.adapt.nemo import read_nemo
 from megalith.checkpoint.files import sync_folder, write_file
+from megalith.checkpoint.formats.nemo import locate as locate_archive
 from megalith.checkpoint.header import HeaderError
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
 from megalith.errors import CheckpointError
@@ -85,6 +88,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
         "base": {"fingerprint": adapter.base.fingerprint, "name": adapter.base.name},
         "tokenizer": adapter.base.tokenizer,
         "settings": dict(adapter.settings),
+        "tasks": {tag: dict(task) for tag, task in adapter.tasks.items()},
         "sha256": record.sha256,
         "megalith": __version__,
     }
@@ -133,8 +137,9 @@ def _understood(content: Mapping[str, Any], folder: Path) -> Adapter:
     tags = tuple(Tag(str(tag["name"]), int(tag["length"]), bool(tag["positions"])) for tag in content["tags"])
     tensors = _tensors(folder / TENSORS, str(content["sha256"]))
     settings = dict(content["settings"])
+    tasks = {str(tag): dict(task) for tag, task in content.get("tasks", {}).items()}
     method, family = str(content["method"]), str(content["family"])
-    return Adapter(method, family, tensors, tags, settings, base, str(folder))
+    return Adapter(method, family, tensors, tags, settings, base, str(folder), tasks)
 
 
 def _tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
@@ -152,15 +157,21 @@ def _tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
 
 
 def open_adapter(path: str | Path) -> Adapter:
-    """The adapter that a path leads to: a folder of ours, or a tuning run's, which has its last one in it.
+    """The adapter that a path leads to: a folder of ours, a tuning run's, which has its last one in it, PEFT's, or a `.nemo` with
+    soft prompts.
 
     Errors: `CheckpointError` for damage, and for what is no adapter.
     """
     given = Path(path).expanduser()
+    archive = locate_archive(given) if given.exists() else None
+    if archive is not None:
+        return read_nemo(archive)
     folder = given.parent if given.is_file() else given
     for place in (folder, folder / RUN):
         if (place / JSON).is_file():
             return read(place)
+    if (folder / peft.CONFIG).is_file():
+        return peft.read_peft(folder)
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else ""
     what = (
         f"there is no adapter in it; it holds {held or 'nothing'}"
@@ -168,7 +179,9 @@ def open_adapter(path: str | Path) -> Adapter:
         else "there is no such file or folder"
     )
     raise CheckpointError(
-        what, where=str(given), fix=f"give a folder with {JSON}, or the folder of a tuning run"
+        what,
+        where=str(given),
+        fix=f"give a folder with {JSON}, one of PEFT's, the folder of a tuning run, or a .nemo with soft prompts",
     )
 
 

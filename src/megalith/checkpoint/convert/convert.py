@@ -30,6 +30,7 @@ from megalith.checkpoint.convert.verify import CERTIFICATE
 from megalith.checkpoint.convert.views import rounded
 from megalith.checkpoint.files import FileRecord, Progress, write_file
 from megalith.checkpoint.foreign import find, open_foreign
+from megalith.checkpoint.formats.nemo_prompts import SoftPrompts, prompts_of
 from megalith.checkpoint.formats.nemo_read import CURRENT
 from megalith.checkpoint.lazy import Lazy
 from megalith.errors import CheckpointError
@@ -44,7 +45,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 class Plan:
     """What to make of a source. `dtype`: keep, fp32, bf16, fp16, or auto (native: at least fp32; others: keep).
 
-    `optimizer`: None takes it along where both sides have it. `untrained`: do not ask whether the weights know English.
+    `optimizer`: None takes it along where both sides have it. `untrained`: do not ask whether the weights know English. `prompts`:
+    soft prompts that a NeMo archive gets; None: those that the source has, where it is one.
     """
 
     to: Format
@@ -54,6 +56,7 @@ class Plan:
     optimizer: bool | None = None
     untrained: bool = False
     shard: int = to_huggingface.SHARD
+    prompts: SoftPrompts | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ def _writer(
     if plan.to == "native":
         return to_native.Writer(source, tensors, tokenizer, source.optimizer)
     if plan.to == "nemo":
-        return to_nemo.Writer(source, tensors, tokenizer, plan.sizes)
+        own = prompts_of(source.folder) if source.kind == "nemo" else None
+        return to_nemo.Writer(source, tensors, tokenizer, plan.sizes, prompts=plan.prompts or own)
     optimizer = source.optimizer
     if optimizer is not None:
         half = next(iter(tensors.values())).dtype in HALF

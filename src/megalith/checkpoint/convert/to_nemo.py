@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from megalith.checkpoint.convert.megatron_optimizer import in_module_order
@@ -29,6 +30,7 @@ from megalith.checkpoint.formats.megatron_stages import divide
 from megalith.checkpoint.formats.megatron_tables import legacy
 from megalith.checkpoint.formats.nemo_archive import SUFFIX, WEIGHTS
 from megalith.checkpoint.formats.nemo_config import CONFIG, arguments, written
+from megalith.checkpoint.formats.nemo_prompts import SoftPrompts, keys_of, state_of
 from megalith.checkpoint.formats.nemo_read import CURRENT, folder_of, nemo_names
 from megalith.checkpoint.formats.nemo_tar import append, begin, lay_out
 from megalith.checkpoint.formats.nemo_tokenizer import MARK, as_files
@@ -45,9 +47,15 @@ class Writer:
     """Writes a source's tensors (in their final dtypes). `notices`: what a person should know of what stays behind."""
 
     def __init__(
-        self, source: Source, tensors: Mapping[str, Lazy], tokenizer: Tokenizer | None, sizes: Sizes
+        self,
+        source: Source,
+        tensors: Mapping[str, Lazy],
+        tokenizer: Tokenizer | None,
+        sizes: Sizes,
+        *,
+        prompts: SoftPrompts | None = None,
     ) -> None:
-        """Errors: `CheckpointError` for sizes that do not divide the model, and for models that NeMo has nothing like."""
+        """Errors: `CheckpointError` for sizes that do not divide the model, and for models and `prompts` that NeMo has nothing like."""
         refuse_sizes(source, sizes, CURRENT, where=WHERE)
         if sizes.chunks > 1:
             raise CheckpointError("NeMo's archives have no virtual stages", where=WHERE)
@@ -63,6 +71,10 @@ class Writer:
             raise CheckpointError(error.problem.what, where=WHERE, fix=FIX) from None
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         keys = written(source.family, config, (ranks, sizes.stages), dtype)
+        self.prompts = OrderedDict[str, torch.Tensor]()
+        if prompts:
+            keys |= keys_of(prompts, keys, sizes.stages)
+            self.prompts = state_of(prompts, tensors)
         told = arguments(keys, where=WHERE)
         refuse_differences(config, told, self.table, self.cuts, to="NeMo")
         self.parts = divide(self.table, list(self.cuts), sizes.stages)
@@ -118,14 +130,16 @@ class Writer:
             for rank in range(self.sizes.ranks)
         }
 
-    def _state(self, stage: int, rank: int, cuts: Mapping[str, tuple[Cut, ...]]) -> OrderedDict[str, Cut]:
+    def _state(self, stage: int, rank: int, cuts: Mapping[str, tuple[Cut, ...]]) -> OrderedDict[str, Any]:
         """The state_dict of a rank, as a Lightning module of NeMo's has it."""
         alone = self.sizes.stages == 1
-        return OrderedDict(
+        state: OrderedDict[str, Any] = OrderedDict(
             (given, cuts[self.parts[stage][local]][rank])
             for local in in_module_order(self.table, self.parts[stage])
             for given in nemo_names(local, self.source.family, first=stage == 0, alone=alone)
         )
+        state.update(self.prompts)
+        return state
 
 
 ARCHIVE = f"archive{SUFFIX}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from megalith.checkpoint.formats.foreign import Foreign
@@ -26,7 +26,7 @@ from megalith.checkpoint.formats.nemo_read import (
     in_grid,
     left_behind,
     open_member,
-    rank_of,
+    places_of,
     weights_of,
 )
 from megalith.checkpoint.formats.nemo_tokenizer import find_own
@@ -91,8 +91,7 @@ def _family(seen: str, keys: Mapping[str, Any], *, where: str) -> str:
 
 
 def _weights(archive: Archive) -> Weights:
-    named = [name for name in archive.members if PurePosixPath(name).name == WEIGHTS]
-    places = {place: name for name in named if (place := rank_of(name)) is not None}
+    places = places_of(archive)
     if not places:
         apart = any(name.startswith("model_weights/") for name in archive.members)
         raise CheckpointError(

@@ -18,7 +18,7 @@ import torch
 
 from megalith.checkpoint.formats.megatron_read import side_by_side
 from megalith.checkpoint.formats.megatron_stages import join
-from megalith.checkpoint.formats.nemo_archive import Archive
+from megalith.checkpoint.formats.nemo_archive import WEIGHTS, Archive
 from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.mapped import Parts
 from megalith.checkpoint.pickles.reader import open_pickle
@@ -86,6 +86,12 @@ def rank_of(name: str) -> tuple[int, int] | None:
     if match is None:
         return (0, 0) if folder == "" else None
     return int(match[3] or 0), int(match[1] or match[2])
+
+
+def places_of(archive: Archive) -> dict[tuple[int, int], str]:
+    """(stage, tensor rank) → the member with its weights."""
+    named = [name for name in archive.members if PurePosixPath(name).name == WEIGHTS]
+    return {place: name for name in named if (place := rank_of(name)) is not None}
 
 
 def in_grid(found: Mapping[tuple[int, int], T], *, where: str) -> list[list[T]]:
@@ -216,4 +222,4 @@ def left_behind(weights: Weights) -> Iterable[str]:
         yield f"it is the model of a task: its encoder is read, its head is left out ({shown})"
     if weights.prompts:
         tags = sorted({name.split(_PROMPTS, 1)[1].split(".")[1] for name in weights.prompts})
-        yield f"its soft prompts are left out ({', '.join(tags)})"
+        yield f"it holds soft prompts ({', '.join(tags)}), which are read apart: --prompts takes it, too"
