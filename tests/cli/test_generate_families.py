@@ -100,7 +100,7 @@ def test_a_conversation(generate, monkeypatch):
         ("t5", ["--prompt", "a", "--bos"], "is a GPT's"),
         ("t5", ["--prompt", "a", "--beams", 2, "--top-p", 0.5], "a search draws no token"),
         ("t5", ["--prompt", "a", "--length-penalty", 2], "is a search's, and --beams is 1"),
-        ("t5", ["--prompt", "a", "model.pipeline_model_parallel_size=2"], "a model is read without a pipeline"),
+        ("t5", ["--prompt", "a", "model.virtual_pipeline_model_parallel_size=2"], "a process reads with one pipeline stage"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_message(generate, family, arguments, words):

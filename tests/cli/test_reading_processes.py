@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT / "src"),
     "PYTHONWARNINGS": "ignore",
 }
-TENSOR = "model.tensor_model_parallel_size"
+TENSOR, PIPELINE = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def commands(run, tmp_path_factory):
         "megalith",
     ]
     written = {
-        "file": ["megalith", "generate", *read, "--input-file", "-", "--temperature", "1", f"{TENSOR}=2"],
+        "file": ["megalith", "generate", *read, "--input-file", "-", "--temperature", "1", f"{PIPELINE}=2"],
         "perplexity": [
             *torchrun, "evaluate", "perplexity", *read, "--text-file", "text.txt", "--batch-size", "1",
             "--seq-length", "8", "--json", "found.json",
@@ -121,7 +121,8 @@ def test_a_model_that_cannot_be_shared_is_one_message(commands):
     [
         (["generate", "--prompt", "the", "trainer.devices=2"], f"trainer.devices=1, or {TENSOR}=2"),
         (["generate", "--interactive", "trainer.devices=4", f"{TENSOR}=2"], f"trainer.devices=2, or {TENSOR}=4"),
-        (["generate", "--prompt", "the", "model.pipeline_model_parallel_size=2"], "loads without a pipeline"),
+        (["generate", "--prompt", "the", f"{PIPELINE}=2", "trainer.devices=4"], f"trainer.devices=2, or {TENSOR}=2"),
+        (["generate", "--prompt", "the", "model.virtual_pipeline_model_parallel_size=2"], "with one pipeline stage"),
         (["generate", "--prompt", "the", "--greedy", "--top-p", "0.5"], "--greedy, --top-p"),
         (["generate", "--prompt", "the", "--top-p", "1.5"], "--top-p: 1.5 is not a probability"),
         (["generate", "--prompt", "the", "--device", "cpu", "trainer.accelerator=gpu"], "--device, trainer.accelerator"),

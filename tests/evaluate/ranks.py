@@ -6,12 +6,13 @@ import numpy as np
 
 from megalith.evaluate import lambada, perplexity, wikitext, windows
 from megalith.generate.loading import load_model
-from tests.generate.ranks import crew_of
+from megalith.topology.sizes import Sizes
+from tests.generate.ranks import ONE, crew_of
 
 
-def reports(run: str, folder: str, tensor: int = 1, data: int = 1, batch_size: int = 2) -> dict:
+def reports(run: str, folder: str, sizes: Sizes = ONE, batch_size: int = 2) -> dict:
     """Every kind of report, in plain values."""
-    loaded = load_model(run, precision="64", crew=crew_of(tensor, data))
+    loaded = load_model(run, precision="64", crew=crew_of(sizes))
     text = f"{folder}/text.txt"
     wiki = wikitext.Request(text, "wiki", seq_length=16, overlapping_eval=5, batch_size=batch_size)
     strict = lambada.Request(f"{folder}/lambada.jsonl", strict=True, batch_size=batch_size)
@@ -28,7 +29,7 @@ def reports(run: str, folder: str, tensor: int = 1, data: int = 1, batch_size: i
 
 def progress(run: str, data: int) -> list[tuple[int, int]]:
     """What a process says of its progress over 11 windows in batches of 2."""
-    loaded = load_model(run, precision="64", crew=crew_of(1, data))
+    loaded = load_model(run, precision="64", crew=crew_of(Sizes(replicate=data)))
     said: list[tuple[int, int]] = []
     windows.score(
         loaded.model,

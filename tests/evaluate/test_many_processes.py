@@ -31,12 +31,21 @@ def saved(tmp_path_factory, rank_pool):
     return str(run), ranks.reports(str(run), str(run))
 
 
-@pytest.mark.parametrize(
-    ("tensor", "data", "batch_size"), [(1, 2, 2), (1, 3, 2), (1, 4, 100), (2, 1, 2), (2, 2, 3)]
-)
-def test_reports_do_not_depend_on_the_processes(saved, rank_pool, tensor, data, batch_size):
+LAYOUTS = [
+    (Sizes(replicate=2), 2),
+    (Sizes(replicate=3), 2),
+    (Sizes(replicate=4), 100),
+    (Sizes(tensor=2), 2),
+    (Sizes(tensor=2, replicate=2), 3),
+    (Sizes(pipeline=2), 2),
+    (Sizes(tensor=2, pipeline=2), 3),
+]
+
+
+@pytest.mark.parametrize(("sizes", "batch_size"), LAYOUTS, ids=str)
+def test_reports_do_not_depend_on_the_processes(saved, rank_pool, sizes, batch_size):
     run, expected = saved
-    for found in rank_pool.run(ranks.reports, tensor * data, run, run, tensor, data, batch_size):
+    for found in rank_pool.run(ranks.reports, sizes.world, run, run, sizes, batch_size):
         for name in ("perplexity", "wikitext", "lambada"):
             for key, value in expected[name].items():
                 wanted = pytest.approx(value, rel=1e-11) if isinstance(value, float) else value
@@ -48,7 +57,7 @@ def test_one_copy_each_gives_the_same_bits(saved, rank_pool):
     """Batches are the same on every process, and their sums are added up exactly."""
     run, _ = saved
     alone, *_ = rank_pool.run(ranks.reports, 1, run, run)
-    assert rank_pool.run(ranks.reports, 3, run, run, 1, 3) == [alone] * 3
+    assert rank_pool.run(ranks.reports, 3, run, run, Sizes(replicate=3)) == [alone] * 3
 
 
 def test_progress_ends_at_the_end(saved, rank_pool):

@@ -12,11 +12,18 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from megalith.errors import DataError
+from megalith.generate.crew import Crew
+from megalith.generate.engine import decode
+from megalith.generate.reading import prepare_for_reading
+from megalith.generate.sampling import Sampling
 from megalith.models.config import ModelConfig
+from megalith.models.gpt import GPT
+from megalith.parallel.apply import build
 from megalith.testing.parity import Case, make_batch, make_engine, share
 from megalith.topology import collectives, launch
 from megalith.topology.environment import Launched
@@ -30,6 +37,9 @@ CASE = Case(
     ),
     micro_batches=4,
 )
+
+
+FOUR = Sampling(tokens_to_generate=4)
 
 
 def once_in(owner, name, replacement, *, call):
@@ -106,6 +116,7 @@ SCENARIOS = {
     "killed": (Sizes(tensor=2), die),
     "own_error": (Sizes(shard=2, zero_stage=2), own_error),
     "user_error": (Sizes(replicate=2), user_error),
+    "killed_writing": (Sizes(pipeline=2), die),
 }
 
 
@@ -124,13 +135,30 @@ def train(name, rank, port, timeout):
             print(step, flush=True)
 
 
+def write(name, rank, port, timeout):
+    """As `train`, of processes that generate: the fault is in the third text."""
+    sizes, fault = SCENARIOS[name]
+    launched = Launched(rank, sizes.world, rank, "127.0.0.1", port, "torchrun")
+    with launch.start("cpu", timeout=timeout, launched=launched) as member:
+        crew = Crew(Topology.of(sizes, member.device), beat=member.beat)
+        member.watch(crew.topology)
+        stages = build(GPT, CASE.model, crew.topology, seed=1)
+        model = prepare_for_reading(stages[0], None)
+        for text in range(20):
+            if text == 2 and rank == sizes.world - 1:
+                fault(SimpleNamespace(stages=stages))
+            for _ in decode(model, [[1, 2]], FOUR, eod=None, agree=crew.same, relay=crew.relay):
+                pass
+            print(text, flush=True)
+
+
 def child(name, rank, port, timeout, folder):
     for number, kind in ((1, "out"), (2, "err")):
         file = os.open(folder / f"{name}-{rank}.{kind}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         os.dup2(file, number)
     code = 0
     try:
-        train(name, rank, port, timeout)
+        (write if name == "killed_writing" else train)(name, rank, port, timeout)
     except SystemExit as stop:
         code = stop.code
     except BaseException:

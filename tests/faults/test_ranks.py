@@ -15,7 +15,16 @@ from megalith.errors import EXIT_FAILURE, EXIT_LOST, EXIT_USER_ERROR
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT, MORE = 4.0, 10.0
-NAMES = ("all_reduce", "all_gather", "receive", "receive_of_4", "killed", "own_error", "user_error")
+NAMES = (
+    "all_reduce",
+    "all_gather",
+    "receive",
+    "receive_of_4",
+    "killed",
+    "own_error",
+    "user_error",
+    "killed_writing",
+)
 
 
 class Run:
@@ -89,6 +98,17 @@ def test_a_killed_rank(runs):
     assert run.codes == [EXIT_LOST, -signal.SIGKILL]
     assert "rank 0 (tensor 0): all_reduce in blocks.2.attention.out lost its connection" in run.errors[0]
     assert "rank 1 said nothing: gone, or hanging" in run.errors[0]
+
+
+def test_a_killed_stage_of_a_model_that_writes(runs):
+    run = runs["killed_writing"]
+    assert run.codes == [EXIT_LOST, -signal.SIGKILL]
+    lost = [
+        line for line in run.errors[0].splitlines() if "lost its connection: another rank is gone" in line
+    ]
+    assert len(lost) == 1
+    assert lost[0].startswith("rank 0 (pipeline 0): ")
+    assert "Traceback" not in run.errors[0]
 
 
 def test_an_error_of_one_rank_comes_before_what_follows_from_it(runs):

@@ -18,7 +18,7 @@ from megalith.tokenizers.names import WORD_PIECE_LOWER
 from megalith.tokenizers.wordpiece import from_vocabulary
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
-from tests.generate.ranks import crew_of
+from tests.generate.ranks import ONE, crew_of
 
 TEXT = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat on a mat dog and ran home . , big red hat ##s ##ed see saw"
 PIECES = [*TEXT.split()]
@@ -64,9 +64,9 @@ def save_family(run: str | Path, family: str, sizes: Sizes | None = None, precis
     keeper.save(7, tensors, state, config_yaml="", tokenizer=run / "tokenizer")
 
 
-def answers(run: str, tensor: int = 1, data: int = 1) -> dict[str, list]:
+def answers(run: str, sizes: Sizes = ONE) -> dict[str, list]:
     """What jobs make of a run folder, in plain values."""
-    loaded = load_model(run, precision="64", crew=crew_of(tensor, data))
+    loaded = load_model(run, precision="64", crew=crew_of(sizes))
     settings = {"greedy": {}}
     if loaded.family != "bert":
         settings |= {"drawn": {"temperature": 1.2, "seed": 3}, "beams": {"beams": 3}}
@@ -78,6 +78,8 @@ def answers(run: str, tensor: int = 1, data: int = 1) -> dict[str, list]:
     if loaded.family != "bert":
         best = search_texts(loaded, prompts[:1], sampling_of(beams=3, num_samples=2))[0]
         found["best"] = [row.to_json() for row in best]
+        again = answer_all(loaded, prompts, sampling_of(beams=2), Options(batch_size=2, recompute=True))
+        found["recomputed"] = [row.to_json() for row in again]
     return found
 
 

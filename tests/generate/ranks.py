@@ -28,11 +28,14 @@ GREEDY = Sampling(tokens_to_generate=9)
 DRAWN = Sampling(tokens_to_generate=9, temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=5)
 
 
-def save_shared(run: str, variant: str, vocab_size: int, sizes: Sizes) -> None:
+ONE = Sizes()
+
+
+def save_shared(run: str, variant: str, vocab_size: int, sizes: Sizes, layers: int = 2) -> None:
     """A run folder with a float64 model that every process holds a part of."""
     topology = Topology.of(sizes)
     config = ModelConfig(
-        vocab_size=vocab_size, num_layers=2, hidden_size=32, num_attention_heads=4, max_position_embeddings=48,
+        vocab_size=vocab_size, num_layers=layers, hidden_size=32, num_attention_heads=4, max_position_embeddings=48,
         **VARIANTS[variant],
     )  # fmt: skip
     stages = build(GPT, config, topology, seed=3, precision="64")
@@ -46,15 +49,15 @@ def save_shared(run: str, variant: str, vocab_size: int, sizes: Sizes) -> None:
     keeper.save(7, tensors, state, config_yaml="", tokenizer=Path(run) / "tokenizer")
 
 
-def crew_of(tensor: int, data: int = 1) -> Crew:
+def crew_of(sizes: Sizes = ONE) -> Crew:
     """The crew of this process in a pool, or alone."""
-    topology = Topology.of(Sizes(tensor=tensor, replicate=data))
+    topology = Topology.of(sizes)
     return Crew(topology, Team(topology))
 
 
-def texts(run: str, tensor: int, data: int = 1, precision: str = "64") -> dict:
+def texts(run: str, sizes: Sizes = ONE, precision: str = "64") -> dict:
     """Everything that jobs make of a run folder, in plain values."""
-    loaded = load_model(run, precision=precision, crew=crew_of(tensor, data))
+    loaded = load_model(run, precision=precision, crew=crew_of(sizes))
     options = Options(batch_size=2, logprobs=True)
     found = {
         name: list(continue_all(loaded, PROMPTS, sampling, options))
@@ -65,18 +68,18 @@ def texts(run: str, tensor: int, data: int = 1, precision: str = "64") -> dict:
     return {name: [(row.text, row.tokens, row.logprobs) for row in rows] for name, rows in found.items()}
 
 
-def refusal(run: str, tensor: int) -> str:
+def refusal(run: str, sizes: Sizes) -> str:
     """What is said of a model that so many cannot share."""
     try:
-        load_model(run, precision="64", crew=crew_of(tensor))
+        load_model(run, precision="64", crew=crew_of(sizes))
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def local_shapes(run: str, tensor: int) -> dict:
+def local_shapes(run: str, sizes: Sizes) -> dict:
     """What this process holds of each kind of weight."""
-    model = load_model(run, precision="64", crew=crew_of(tensor)).model
+    model = load_model(run, precision="64", crew=crew_of(sizes)).model
     layer = model.blocks["0"]
     return {
         "class": type(layer.mlp.up).__name__,
@@ -85,9 +88,17 @@ def local_shapes(run: str, tensor: int) -> dict:
     }
 
 
-def talk(run: str, tensor: int, stop_after: int) -> tuple[int, str]:
+def local_names(run: str, sizes: Sizes) -> tuple[set[str], int]:
+    """Which parts of the model this process holds, and for how many layers it keeps keys and values."""
+    model = load_model(run, precision="64", crew=crew_of(sizes)).model
+    names = (name.split(".") for name, _ in model.named_parameters())
+    parts = {".".join(name[: 2 if name[0] == "blocks" else 1]) for name in names}
+    return parts, len(model.new_cache(1, 8).keys)
+
+
+def talk(run: str, sizes: Sizes, stop_after: int) -> tuple[int, str]:
     """Two prompts; Ctrl-C at the main process while it writes its `stop_after`-th piece. → prompts, what was written"""
-    loaded = load_model(run, precision="64", crew=crew_of(tensor))
+    loaded = load_model(run, precision="64", crew=crew_of(sizes))
     waiting, written = iter(["the cat", "", "a dog"]), []
 
     def ask() -> str:
@@ -110,8 +121,10 @@ def talk(run: str, tensor: int, stop_after: int) -> tuple[int, str]:
     return number, "".join(written)
 
 
-def logits_of(path: str, tokens: torch.Tensor, tensor: int, data: int) -> torch.Tensor:
+def logits_of(path: str, tokens: torch.Tensor, sizes: Sizes) -> torch.Tensor:
     """Of a checkpoint in any format, read by these processes together."""
-    model = load_model(path, precision="64", crew=crew_of(tensor, data)).model
+    loaded = load_model(path, precision="64", crew=crew_of(sizes))
+    relay, model = loaded.crew.relay, loaded.model
     with torch.no_grad():
-        return model.logits(model(tokens))
+        hidden = relay.forward(model, tokens).flatten(0, 1)
+        return relay.logits(model, hidden, tokens.numel()).unflatten(0, tokens.shape)

@@ -16,6 +16,7 @@ from megalith.errors import CheckpointError, DataError
 from megalith.generate.loading import load_model
 from megalith.models.config import ModelConfig
 from megalith.tokenizers.train import TrainingOptions, train_bpe, write_trained
+from megalith.topology.sizes import Sizes
 from tests.checkpoint.foreign_files import GPT2_LIKE, LLAMA_LIKE, hugging_face, megatron, random_model
 from tests.generate import ranks
 
@@ -38,8 +39,8 @@ def test_shared_by_four_processes_as_by_one(tmp_path, rank_pool, kind):
         megatron(tmp_path, model, core=True, sizes=(2, 2))
     alone = load_model(tmp_path, precision="64").model
     assert (logits(alone)[..., :29] - logits(model)).abs().max() < 1e-12
-    for tensor, data in ((4, 1), (2, 2)):
-        for found in rank_pool.run(ranks.logits_of, 4, str(tmp_path), TOKENS, tensor, data):
+    for sizes in (Sizes(tensor=4), Sizes(tensor=2, replicate=2), Sizes(tensor=2, pipeline=2)):
+        for found in rank_pool.run(ranks.logits_of, 4, str(tmp_path), TOKENS, sizes):
             assert (found - logits(alone)).abs().max() < 1e-12
 
 

@@ -6,7 +6,7 @@ from megalith.errors import ConfigError
 from megalith.generate.layout import read_layout
 from megalith.topology.sizes import Sizes
 
-PIPELINE = "a pipeline's checkpoint loads without a pipeline; use model.tensor_model_parallel_size"
+TENSOR, PIPELINE = "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size"
 
 
 def problems(call):
@@ -33,6 +33,21 @@ def test_sizes():
     assert layout.timeout == 60
     assert read_layout(["trainer.devices=2", "trainer.num_nodes=2"]).sizes(4) == Sizes(replicate=4)
     assert read_layout(["trainer.devices=-1", "model.tensor_model_parallel_size=2"]).wanted == 2
+
+
+def test_sizes_of_a_pipeline():
+    layout = read_layout([f"{PIPELINE}=2"])
+    assert layout.to_spawn(0) == 2
+    assert layout.sizes(2) == Sizes(pipeline=2)
+    layout = read_layout([f"{PIPELINE}=3", f"{TENSOR}=2", "model.pipeline_layers=[2,1,1]"])
+    assert layout.to_spawn(0) == 6
+    assert layout.sizes(12) == Sizes(tensor=2, pipeline=3, replicate=2, layers=(2, 1, 1))
+    split = "pipeline_model_parallel_split_rank"
+    assert read_layout([f"{PIPELINE}=3", f"model.{split}=2"]).sizes(3).pipeline_split == 2
+    assert read_layout([f"{PIPELINE}=3", f"{split}=1"]).sizes(3).pipeline_split == 1
+    for nothing in ("0", "-1", "null"):
+        assert read_layout([f"{PIPELINE}=2", f"model.{split}={nothing}"]).sizes(2) == Sizes(pipeline=2)
+    assert read_layout([f"model.{split}=1"]).sizes(1) == Sizes()
 
 
 @pytest.mark.parametrize(
@@ -67,8 +82,9 @@ def test_precision():
         (["trainer.devices=2"], {"device": "cuda:1"}, "--device, trainer.devices: cuda:1 and 2"),
         (["trainer.devices=[0,1]"], {"device": "cpu"}, "--device, trainer.devices"),
         (["trainer.devices=[0]", "trainer.accelerator=cpu"], {}, "a list of GPU numbers, but accelerator is cpu"),
-        (["model.pipeline_model_parallel_size=2"], {}, PIPELINE),
-        (["pipeline_model_parallel_size=2"], {}, PIPELINE),
+        ([f"{PIPELINE}=2", "model.virtual_pipeline_model_parallel_size=2"], {}, "2: a process reads with one pipeline stage"),
+        ([f"{PIPELINE}=2", "model.pipeline_layers=[1,2,3]"], {}, "3 numbers of layers (1, 2, 3) for 2 stages"),
+        (["pipeline_model_parallel_size=0"], {}, PIPELINE),
         (["model.context_parallel_size=2"], {}, "use model.tensor_model_parallel_size"),
         (["model.tensor_model_paralel_size=2"], {}, "did you mean model.tensor_model_parallel_size?"),
         (["trainer.device=2"], {}, "did you mean trainer.devices?"),
@@ -84,8 +100,10 @@ def test_what_cannot_be_is_told(keys, options, words):
 
 
 def test_all_problems_at_once():
-    said = problems(lambda: read_layout(["model.pipeline_model_parallel_size=2", "trainer.devises=2"]))
-    assert PIPELINE in said
+    said = problems(
+        lambda: read_layout(["model.virtual_pipeline_model_parallel_size=2", "trainer.devises=2"])
+    )
+    assert "a process reads with one pipeline stage" in said
     assert "did you mean trainer.devices?" in said
 
 
@@ -101,6 +119,13 @@ def test_processes_that_cannot_be_started():
     three = start(0, "trainer.devices=3", "model.tensor_model_parallel_size=2")
     assert "3 processes, but the model is shared by 2" in three
     assert "trainer.devices ∈ {2, 4, 6, …}" in three
+    both = start(0, "trainer.devices=6", f"{TENSOR}=2", f"{PIPELINE}=2")
+    assert "6 processes, but the model is shared by 4" in both
+    assert "(tensor_model_parallel_size × pipeline_model_parallel_size)" in both
+    assert "trainer.devices ∈ {4, 8, 12, …}" in both
+    assert f"{TENSOR} × {PIPELINE}: 4 GPUs asked for, this machine has 2" in start(
+        2, f"{TENSOR}=2", f"{PIPELINE}=2"
+    )
     none = start(0, "trainer.devices=2", "trainer.accelerator=gpu")
     assert "trainer.devices: 2 GPUs asked for, this machine has 0" in none
     assert "trainer.accelerator=cpu" in none
@@ -124,3 +149,6 @@ def test_one_text_is_not_shared_out_among_copies():
     layout.needs_one_copy(2, "one text")
     said = problems(lambda: layout.needs_one_copy(4, "one text"))
     assert "trainer.devices=2, or model.tensor_model_parallel_size=4" in said
+    said = problems(lambda: read_layout([f"{PIPELINE}=2"]).needs_one_copy(4, "one text"))
+    assert "one text is the work of 2 (pipeline_model_parallel_size)" in said
+    assert "trainer.devices=2, or model.tensor_model_parallel_size=2" in said

@@ -36,11 +36,16 @@ def rounded(found):
     return [rounded(value) for value in found] if isinstance(found, list) else found
 
 
-def test_answers_do_not_depend_on_the_processes(run, rank_pool):
+LAYOUTS = [Sizes(tensor=2), Sizes(replicate=2), Sizes(pipeline=2), Sizes(tensor=2, pipeline=2)]
+TWO_SIDED = [Sizes(pipeline=3, pipeline_split=1), Sizes(pipeline=4)]
+"""Two stages of the decoder, of either side."""
+
+
+def test_answers_do_not_depend_on_the_processes(run, family, rank_pool):
     expected = answers(str(run))
-    for tensor, data in ((2, 1), (1, 2)):
-        for found in rank_pool.run(answers, tensor * data, str(run), tensor, data):
-            assert found == rounded(expected)
+    for sizes in LAYOUTS + (TWO_SIDED if family != "bert" else []):
+        for found in rank_pool.run(answers, sizes.world, str(run), sizes):
+            assert found == rounded(expected), str(sizes)
     texts = [row["text"] for rows in expected.values() for row in rows]
     assert len(set(texts)) > 2
 

@@ -18,7 +18,8 @@ Keys = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="KEY=VALUE",
-        help="trainer.devices=N, trainer.accelerator=, trainer.precision=, model.tensor_model_parallel_size=N",
+        help="trainer.devices=N, trainer.accelerator=, trainer.precision=, model.tensor_model_parallel_size=N, "
+        "model.pipeline_model_parallel_size=N",
         show_default=False,
     ),
 ]

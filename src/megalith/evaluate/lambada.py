@@ -162,13 +162,13 @@ def score(
     crew: Crew | None = None,
 ) -> list[Outcome]:
     """One outcome an example, in order, on every process. Rows are batched with others of about their length."""
-    device = next(model.parameters()).device
+    device, crew = next(model.parameters()).device, crew or Crew()
     order = sorted(range(len(examples)), key=lambda i: sum(map(len, examples[i])))
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
 
     def work(chosen: list[int]) -> list[Outcome]:
         inputs, targets = padded([examples[i] for i in chosen])
-        scored = score_targets(model, inputs.to(device), targets.to(device))
+        scored = score_targets(model, inputs.to(device), targets.to(device), crew.relay)
         sizes = [len(examples[i].label) for i in chosen]
         parts = zip(scored.right.split(sizes), scored.losses.split(sizes), strict=True)
         return [Outcome(bool(right.all()), float(losses.sum())) for right, losses in parts]
@@ -177,7 +177,7 @@ def score(
         if progress is not None:
             progress(min(done * batch_size, len(order)), len(order))
 
-    found = chain.from_iterable((crew or Crew()).divide(batches, work, report))
+    found = chain.from_iterable(crew.divide(batches, work, report))
     outcomes = dict(zip(chain.from_iterable(batches), found, strict=True))
     return [outcomes[i] for i in range(len(examples))]
 

@@ -15,10 +15,9 @@ from megalith.errors import DataError
 from megalith.evaluate import held_out as texts
 from megalith.evaluate import ngram
 from megalith.evaluate.windows import Progress, Score, score
-from megalith.generate.loading import Loaded
+from megalith.generate.loading import Loaded, own_part
 from megalith.models.family import understand
 from megalith.parallel.materialise import materialise
-from megalith.parallel.tensor import share_tensors
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,7 @@ def untrained(loaded: Loaded) -> Any:
     """The same model with the initial weights of its run's seed."""
     model_class, config = understand(loaded.state, where=str(loaded.folder))
     topology, seed = loaded.crew.topology, int(loaded.state.get("seed", 1234))
-    with torch.device("meta"):
-        model = model_class(config).to(torch.float32)
-    share_tensors(model, topology)
+    model = own_part(model_class, config, topology, torch.float32)
     materialise(model, model.init_rules(), seed, device=next(loaded.model.parameters()).device)
     model.set_compute_dtype(getattr(loaded.model, "compute_dtype", None))
     return model.to(torch.float64) if next(loaded.model.parameters()).dtype == torch.float64 else model

@@ -110,7 +110,7 @@ def score(
     stride = length if stride is None else stride
     check(model, tokens, length, stride)
     model.eval()
-    device = next(model.parameters()).device
+    device, crew = next(model.parameters()).device, crew or Crew()
     starts = window_starts(len(tokens), length, stride)
     batches = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
 
@@ -118,12 +118,12 @@ def score(
         rows = [window(tokens, s, length, stride) for s in batch]
         inputs = torch.from_numpy(np.stack([r[0] for r in rows])).to(device)
         targets = torch.from_numpy(np.stack([r[1] for r in rows])).to(device)
-        losses = score_targets(model, inputs, targets).losses
+        losses = score_targets(model, inputs, targets, crew.relay).losses
         return float(losses.sum()), len(losses)
 
     def report(done: int) -> None:
         if progress is not None:
             progress(min(done * batch_size, len(starts)), len(starts))
 
-    found = (crew or Crew()).divide(batches, work, report)
+    found = crew.divide(batches, work, report)
     return Score(math.fsum(total for total, _ in found), sum(counted for _, counted in found))

@@ -20,6 +20,7 @@ import torch
 
 from megalith.generate.engine import Forced, Row, check_sources, length_limit, seen_tokens
 from megalith.generate.kept import Kept, Tokens, Writer
+from megalith.generate.relay import Relay
 from megalith.generate.sampling import Bounds, Sampling, restrict
 
 Agree = Callable[[torch.Tensor], torch.Tensor]
@@ -38,6 +39,7 @@ def search(
     sources: Tokens | None = None,
     recompute: bool = False,
     agree: Agree = lambda tensor: tensor,
+    relay: Relay | None = None,
 ) -> list[list[Row]]:
     """Of every prompt the best `num_samples` rows of `sampling.beams` beams, best first, each with its score and log-probabilities.
 
@@ -49,7 +51,7 @@ def search(
     if sampling.tokens_to_generate == 0:
         return [[search.running[0].row(search.prompt_length, "length")] for search in searches]
     room = max(search.limit - search.prompt_length for search in searches)
-    kept = Kept(model, prompts, 0 if recompute else room, sources)
+    kept = Kept(model, prompts, 0 if recompute else room, sources, relay)
     bounds, living = Bounds(eod, *forced), list(searches)
     logits = spread(kept.read(prompts), sampling.beams)
     kept.select(spread(torch.arange(len(prompts), device=kept.device), sampling.beams))
@@ -64,7 +66,7 @@ def search(
         kept.select(torch.tensor(order, device=kept.device), moved=before == len(living))
         tokens = [beam.tokens for search in living for beam in search.running]
         newest = torch.tensor([row[-1] for row in tokens], device=kept.device)
-        logits = kept.read(tokens) if kept.cache is None else kept.go_on(newest)
+        logits = kept.go_on(newest) if kept.cached else kept.read(tokens)
 
 
 class Choice(NamedTuple):

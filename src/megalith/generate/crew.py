@@ -1,7 +1,8 @@
 """The processes that read one model together: who computes which batch, and how all of them come to one answer.
 
-    tensor ranks   share every product, and take the first one's tokens: none may go another way by a rounding
-    data ranks     take batches in turn; all get all results, in the order of the batches
+    tensor ranks     share every product   ┐ and take the first one's tokens:
+    pipeline ranks   share the layers      ┘ none may go another way by a rounding
+    data ranks       take batches in turn; all get all results, in the order of the batches
 
 With one process each of these is a plain call. Knows processes, no text.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import gcd
 from typing import TypeVar
 
 import torch
@@ -19,7 +21,9 @@ import torch.distributed as dist
 from megalith.checkpoint.team import Team
 from megalith.errors import ConfigError, Problem
 from megalith.generate.layout import Layout
+from megalith.generate.relay import Relay
 from megalith.models.config import ModelConfig
+from megalith.models.encdec_config import EncoderDecoderConfig
 from megalith.topology.environment import environment
 from megalith.topology.launch import start
 from megalith.topology.sizes import Divisible
@@ -51,14 +55,18 @@ class Crew:
         """Is there no other process?"""
         return self.topology.mesh is None
 
+    @property
+    def relay(self) -> Relay:
+        """What passes between the pipeline stages of this process's copy of the model."""
+        return Relay(self.topology)
+
     def same(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The tokens that the first of the tensor ranks chose, on all of them."""
+        """The tokens that the first process of those that share a copy of the model chose, on all of them."""
         self.beat()
-        group = self.topology.group("tensor")
-        if group is None:
-            return tokens
-        tokens = tokens.contiguous()
-        dist.broadcast(tokens, group=group, group_src=0)
+        for axis in ("tensor", "pipeline"):
+            if (group := self.topology.group(axis)) is not None:
+                tokens = tokens.contiguous()
+                dist.broadcast(tokens, group=group, group_src=0)
         return tokens
 
     def divide(
@@ -79,7 +87,8 @@ class Crew:
             if report is not None:
                 report(min(number - first + step, len(batches)))
         if step > 1:
-            mine = found if self.topology.rank("tensor") == 0 else {}
+            speaks = self.topology.rank("tensor") == self.topology.rank("pipeline") == 0
+            mine = found if speaks else {}
             found = {
                 number: result for part in self.team.together(lambda: mine) for number, result in part.items()
             }
@@ -90,11 +99,15 @@ class Crew:
         return self.team.lead(work)
 
     def check(self, config: ModelConfig) -> None:
-        """Errors: `ConfigError` when the model cannot be shared by so many tensor ranks."""
+        """Errors: `ConfigError` when the model cannot be shared by so many tensor and pipeline ranks."""
+        ffn = config.ffn_size
+        if isinstance(config, EncoderDecoderConfig):
+            ffn = gcd(ffn, config.decoder_ffn_size)
         numbers = Divisible(
+            layers=config.depths,
             heads=config.num_attention_heads,
             kv_heads=config.kv_heads,
-            ffn=config.ffn_size,
+            ffn=ffn,
             vocab=config.padded_vocab_size,
         )
         problems = self.topology.sizes.problems(numbers)

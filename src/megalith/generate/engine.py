@@ -20,6 +20,7 @@ import torch
 
 from megalith.errors import DataError
 from megalith.generate.kept import Kept, Tokens, Writer, table
+from megalith.generate.relay import Relay
 from megalith.generate.sampling import Bounds, Sampling, choose, draw, restrict
 from megalith.models.encdec import EncoderDecoder
 
@@ -66,6 +67,7 @@ def decode(
     logprobs: bool = False,
     stopped: Callable[[Row], bool] | None = None,
     agree: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    relay: Relay | None = None,
 ) -> Iterator[list[Row]]:
     """Continues every prompt; yields all rows, in the order given, after each new token.
 
@@ -74,7 +76,8 @@ def decode(
     `numbers` says which row of a longer job each prompt is (default 0, 1, …) and `attempt` which try: their draws follow
     both. `recompute` reads the whole text again at every step instead of using the cache; `logprobs` keeps the model's own
     log-probability of each token, before temperature, filters and penalties; `stopped` says, after each token, whether a
-    row has met its stop string; `agree` takes the tokens chosen here (B,) to those that every process goes on with.
+    row has met its stop string; `agree` takes the tokens chosen here (B,) to those that every process goes on with; `relay`: of a
+    model in pipeline stages, each of which decodes the same rows.
     Errors: `DataError` for an empty prompt or source, or one that leaves no room to generate.
     """
     check_sources(model, sources)
@@ -83,9 +86,8 @@ def decode(
     room = {id(row): length_limit(model, row, sampling) for row in rows}
     longest = max(limit - len(row.tokens) for row, limit in zip(rows, room.values(), strict=True))
     model.eval()
-    batch = Batch(
-        rows, sampling, Bounds(eod, *forced), Kept(model, prompts, 0 if recompute else longest, sources)
-    )
+    kept = Kept(model, prompts, 0 if recompute else longest, sources, relay)
+    batch = Batch(rows, sampling, Bounds(eod, *forced), kept)
     if sampling.tokens_to_generate == 0:
         batch.rows = []
         for row in rows:
@@ -118,7 +120,7 @@ class Batch:
 
     def logits(self) -> torch.Tensor:
         """(B, V) logits of the next token of each row."""
-        if self.kept.cache is not None and self.last is not None:
+        if self.kept.cached and self.last is not None:
             return self.kept.go_on(self.last)
         return self.kept.read([row.tokens for row in self.rows])
 
@@ -150,11 +152,11 @@ class Batch:
 
 
 def seen_tokens(tokens: Tokens, kept: Kept) -> torch.Tensor:
-    """(B, V) bool: which tokens each row holds."""
-    seen = torch.zeros(len(tokens), kept.model.config.vocab_size, dtype=torch.bool, device=kept.device)
-    longest = max(map(len, tokens))
+    """(B, V) bool: which tokens each row holds. Virtual ones, whose ids are behind the vocabulary, are none."""
+    size, longest = kept.model.config.vocab_size, max(map(len, tokens))
+    seen = torch.zeros(len(tokens), size + 1, dtype=torch.bool, device=kept.device)
     alike = [[*row, *[row[0]] * (longest - len(row))] for row in tokens]
-    return seen.scatter_(1, table(alike, kept.device), True)
+    return seen.scatter_(1, table(alike, kept.device).clamp(max=size), True)[:, :size]
 
 
 def check_sources(model: Writer, sources: Tokens | None) -> None:

@@ -60,10 +60,11 @@ def guess(loaded: Loaded, prompts: Sequence[str], count: int = GUESSES) -> list[
     rows = [each.source or [] for each in asked]
     device = next(model.parameters()).device
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    hidden = model(table(rows, device), lengths=lengths)
+    relay = loaded.crew.relay
+    hidden = relay.forward(model, table(rows, device), lengths=lengths)
     places = [(i, at) for i, row in enumerate(rows) for at, token in enumerate(row) if token == mask]
     chosen = torch.tensor(places, device=device)
-    logits = model.logits(hidden[chosen[:, 0], chosen[:, 1]])
+    logits = relay.logits(model, hidden[chosen[:, 0], chosen[:, 1]], len(places))
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     found = wide.softmax(-1).topk(min(count, wide.shape[-1]))
     tokens, probabilities = loaded.crew.same(found.indices), found.values

@@ -3,8 +3,8 @@
     GPT                keys and values of the row
     encoder-decoder    keys and values of the row, and those of the encoder's memory, which each layer makes once
 
-Without a cache nothing is kept but the memory, and the whole row is read again. Knows rows of tokens and models; chooses
-nothing.
+Without a cache nothing is kept but the memory, and the whole row is read again. A pipeline stage keeps what its own layers
+need, so the encoder's stages keep nothing. Knows rows of tokens and models; chooses nothing.
 
 Legend: B rows, S tokens of the longest source, D width, V vocabulary
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from megalith.generate.relay import Relay
 from megalith.models.encdec import EncoderDecoder
 from megalith.models.gpt import GPT
 from megalith.nn.cache import KVCache
@@ -33,11 +34,17 @@ class Memory:
     lengths: torch.Tensor
 
     @classmethod
-    def of(cls, model: EncoderDecoder, sources: Tokens) -> Memory:
-        """The encoder's one run over them, padded at their ends."""
+    def of(cls, model: EncoderDecoder, sources: Tokens, relay: Relay) -> Memory | None:
+        """The encoder's one run over them, padded at their ends; None on a stage that holds a part of the encoder alone."""
         device = next(model.parameters()).device
         lengths = torch.tensor([len(source) for source in sources], device=device)
-        return cls(model.encode(table(sources, device), lengths), lengths)
+        states = table(sources, device)
+        if not model.first:
+            states = relay.receive(model, *states.shape)
+        if model.encoder is not None:
+            states = model.encode(states, lengths)
+        relay.send(model, states)
+        return None if model.decoder is None else cls(states, lengths)
 
     def select(self, rows: torch.Tensor) -> None:
         """Goes on with these rows (N,), in this order."""
@@ -45,11 +52,24 @@ class Memory:
 
 
 class Kept:
-    """What is kept of rows of which all have `tokens` so far and room for `room` more; `room` 0: no cache."""
+    """What is kept of rows of which all have `tokens` so far and room for `room` more; `room` 0: no cache.
 
-    def __init__(self, model: Writer, tokens: Tokens, room: int, sources: Tokens | None = None) -> None:
+    `relay`: of a model in pipeline stages, each of which keeps its own and does everything here at the same time.
+    """
+
+    def __init__(
+        self,
+        model: Writer,
+        tokens: Tokens,
+        room: int,
+        sources: Tokens | None = None,
+        relay: Relay | None = None,
+    ) -> None:
         self.model, self.device = model, next(model.parameters()).device
-        self.memory = Memory.of(model, sources) if isinstance(model, EncoderDecoder) and sources else None
+        self.relay, self.cached = relay or Relay(), bool(room)
+        self.memory: Memory | None = None
+        if isinstance(model, EncoderDecoder) and sources:
+            self.memory = Memory.of(model, sources, self.relay)
         self.cache: KVCache | None = None
         if not room:
             return
@@ -66,12 +86,15 @@ class Kept:
         hidden = self._hidden(table(tokens, self.device))
         if self.cache is not None:
             self.cache.align_right(lengths)
-        ends = torch.tensor(lengths, device=self.device) - 1
-        return self.model.logits(hidden[torch.arange(len(lengths), device=self.device), ends])
+        if hidden is not None:
+            ends = torch.tensor(lengths, device=self.device) - 1
+            hidden = hidden[torch.arange(len(lengths), device=self.device), ends]
+        return self.relay.logits(self.model, hidden, len(lengths))
 
     def go_on(self, last: torch.Tensor) -> torch.Tensor:
         """(B, V) logits behind one token more of each row (B,), where there is a cache."""
-        return self.model.logits(self._hidden(last[:, None])[:, -1])
+        hidden = self._hidden(last[:, None])
+        return self.relay.logits(self.model, None if hidden is None else hidden[:, -1], len(last))
 
     def drop(self, row: int) -> None:
         """Forgets one row; the last row takes its place."""
@@ -90,13 +113,19 @@ class Kept:
         elif self.memory is not None and not moved:
             self.memory.select(rows)
 
-    def _hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """(B, T, D) behind this stage's layers; None where it has none that rows go through."""
         if isinstance(self.model, GPT):
-            return self.model(tokens, cache=self.cache)
+            return self.relay.forward(self.model, tokens, cache=self.cache)
+        if self.model.decoder is None:
+            return None
+        begun = self.relay.receive(self.model, *tokens.shape) if "tokens" in self.model.takes else None
         if self.cache is not None:
-            return self.model.go_on(tokens, self.cache)
-        assert self.memory is not None
-        return self.model.decode(tokens, self.memory.states, self.memory.lengths)
+            hidden = self.model.go_on(tokens, self.cache, begun)
+        else:
+            assert self.memory is not None
+            hidden = self.model.decode(tokens, self.memory.states, self.memory.lengths, hidden=begun)
+        return self.relay.send(self.model, hidden)
 
 
 def table(rows: Tokens, device: torch.device) -> torch.Tensor:

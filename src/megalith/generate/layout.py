@@ -1,6 +1,7 @@
 """How many processes read a model, on which devices and in which precision: the `trainer` and `model` keys of the commands.
 
     trainer.devices=4 model.tensor_model_parallel_size=2     two copies of the model, each shared by two processes
+    model.tensor_model_parallel_size=2 model.pipeline_model_parallel_size=2     one copy, shared by four
 
 Reads keys and options; starts nothing. Which checkpoint is read, and what its model can be divided by, comes later.
 """
@@ -8,7 +9,7 @@ Reads keys and options; starts nothing. Which checkpoint is read, and what its m
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,10 +22,12 @@ from megalith.config.overrides import parse_overrides
 from megalith.config.schema import ForeignKey, Section, error, ignored, renamed, setting
 from megalith.errors import ConfigError, Problem
 from megalith.topology.precision import ALIASES
-from megalith.topology.sizes import Sizes
+from megalith.topology.sizes import KEYS, Sizes
 
 WHOLE = "use model.tensor_model_parallel_size: a checkpoint of any layout loads at any other"
-NO_STAGES = "a pipeline's checkpoint loads without a pipeline; use model.tensor_model_parallel_size to share the model"
+ONE_STAGE = "leave it out: a checkpoint of any layout loads at any other"
+SHARING = ("tensor", "pipeline")
+"""The axes along which processes share one copy of the model."""
 
 
 class ReadingTrainer(Section):
@@ -77,15 +80,41 @@ class ReadingModel(Section):
     }
 
     tensor_model_parallel_size: int = setting(1, "Processes that share every layer.", unit="processes", ge=1)
-    pipeline_model_parallel_size: int = setting(1, "Must be 1: a model is read without a pipeline.", ge=1)
-    virtual_pipeline_model_parallel_size: int | None = setting(None, "Must be 1: there is no pipeline.", ge=1)
+    pipeline_model_parallel_size: int = setting(
+        1, "Processes that share the layers, one after the other.", unit="processes", ge=1
+    )
+    pipeline_model_parallel_split_rank: int | None = setting(
+        None,
+        "The pipeline stage at which a decoder that has an encoder begins; null, 0 or -1: in proportion to the layers.",
+        ge=-1,
+    )
+    pipeline_layers: list[int] | None = setting(
+        None, "Number of layers of each pipeline stage, first to last; null: as even as they can be."
+    )
+    virtual_pipeline_model_parallel_size: int | None = setting(
+        None, "Must be 1: a process reads with one stage.", ge=1
+    )
     context_parallel_size: int = setting(1, "Must be 1.", ge=1)
     expert_model_parallel_size: int = setting(1, "Must be 1.", ge=1)
 
+    @property
+    def sizes(self) -> Sizes:
+        """The processes of one copy of the model."""
+        split = max(self.pipeline_model_parallel_split_rank or 0, 0)
+        return Sizes(
+            tensor=self.tensor_model_parallel_size,
+            pipeline=self.pipeline_model_parallel_size,
+            layers=tuple(self.pipeline_layers) if self.pipeline_layers else None,
+            pipeline_split=split if split and self.pipeline_model_parallel_size > 1 else None,
+        )
+
     def problems(self) -> Iterable[Problem]:
-        for name in ("pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"):
-            if (getattr(self, name) or 1) > 1:
-                yield error(name, f"{getattr(self, name)}: a model is read without a pipeline", NO_STAGES)
+        for problem in self.sizes.problems():
+            yield error(problem.where, problem.what, problem.fix)
+        virtual = self.virtual_pipeline_model_parallel_size or 1
+        if virtual > 1:
+            what = f"{virtual}: a process reads with one pipeline stage"
+            yield error("virtual_pipeline_model_parallel_size", what, ONE_STAGE)
         for name in ("context_parallel_size", "expert_model_parallel_size"):
             if getattr(self, name) > 1:
                 yield error(name, f"{getattr(self, name)}: a model is read without this axis", WHOLE)
@@ -96,7 +125,11 @@ class ReadingConfig(Section):
 
     foreign_keys: ClassVar[Mapping[str, ForeignKey]] = {
         name: renamed(f"model.{name}")
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "pipeline_model_parallel_split_rank",
+        )
     }
 
     trainer: ReadingTrainer = setting(ReadingTrainer, "Hardware.")
@@ -105,9 +138,10 @@ class ReadingConfig(Section):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the keys and options ask for. `devices`: a number for this machine, GPU numbers, or None where nobody said."""
+    """What the keys and options ask for. `copy`: the processes that share one copy of the model; `devices`: a number for this
+    machine, GPU numbers, or None where nobody said."""
 
-    tensor: int = 1
+    copy: Sizes = field(default_factory=Sizes)
     devices: int | tuple[int, ...] | None = None
     nodes: int = 1
     accelerator: str = "auto"
@@ -119,7 +153,7 @@ class Layout:
     def wanted(self) -> int:
         """Processes on this machine."""
         if self.devices is None:
-            return self.tensor
+            return self.copy.world
         return self.devices if isinstance(self.devices, int) else len(self.devices)
 
     def device(self, local_rank: int) -> str:
@@ -134,17 +168,17 @@ class Layout:
         if self.devices is not None and asked != world:
             what = f"{asked} asked for, but the launcher started {world} processes"
             raise ConfigError([Problem("trainer.devices", what, "leave it out, or start as many")])
-        if world % self.tensor:
+        if world % self.copy.world:
             raise ConfigError([self._uneven(world)])
-        return Sizes(tensor=self.tensor, replicate=world // self.tensor)
+        return self.copy.fit(world)
 
     def needs_one_copy(self, world: int, what: str) -> None:
         """Errors: `ConfigError` when `world` processes would hold the model more than once: `what` is not shared out."""
-        if world > self.tensor:
-            problem = (
-                f"{world} processes, but {what} is the work of {self.tensor} (tensor_model_parallel_size)"
-            )
-            fix = f"trainer.devices={self.tensor}, or model.tensor_model_parallel_size={world}"
+        one = self.copy.world
+        if world > one:
+            problem = f"{world} processes, but {what} is the work of {one} ({' × '.join(self._shared_by)})"
+            more = f"model.tensor_model_parallel_size={world // self.copy.pipeline}"
+            fix = f"trainer.devices={one}, or {more}"
             raise ConfigError([Problem("trainer.devices", problem, fix)])
 
     def to_spawn(self, gpus: int) -> int:
@@ -161,7 +195,7 @@ class Layout:
         if self.nodes > 1:
             what = f"{self.nodes} machines, but this command can start processes on its own one only"
             yield Problem("trainer.num_nodes", what, "start it with torchrun or srun on each of them")
-        if self.wanted % self.tensor:
+        if self.wanted % self.copy.world:
             yield self._uneven(self.wanted)
         on_gpu = self.accelerator in ("gpu", "cuda") or isinstance(self.devices, tuple)
         need = max(self.devices) + 1 if isinstance(self.devices, tuple) else self.wanted
@@ -175,15 +209,20 @@ class Layout:
             where = "--device, trainer.accelerator"
             if self.devices is not None:
                 where = "--device, trainer.devices" if self.wanted == 1 else "trainer.devices"
-            elif self.tensor > 1:
-                where = "model.tensor_model_parallel_size"
+            elif self.copy.world > 1:
+                where = " × ".join(f"model.{key}" for key in self._shared_by)
             fix = f"{many}trainer.accelerator=cpu (or --device cpu)"
             yield Problem(where, f"{what}, this machine has {gpus}", fix)
 
     def _uneven(self, world: int) -> Problem:
-        t = self.tensor
-        what = f"{world} process{'es' if world > 1 else ''}, but the model is shared by {t} (tensor_model_parallel_size)"
-        return Problem("trainer.devices", what, f"trainer.devices ∈ {{{t}, {2 * t}, {3 * t}, …}}")
+        n, keys = self.copy.world, " × ".join(self._shared_by)
+        what = f"{world} process{'es' if world > 1 else ''}, but the model is shared by {n} ({keys})"
+        return Problem("trainer.devices", what, f"trainer.devices ∈ {{{n}, {2 * n}, {3 * n}, …}}")
+
+    @property
+    def _shared_by(self) -> list[str]:
+        """The keys that say by how many processes a copy is shared."""
+        return [KEYS[axis] for axis in SHARING if getattr(self.copy, axis) > 1] or [KEYS["tensor"]]
 
 
 def read_layout(keys: Sequence[str] = (), *, device: str = "auto", precision: str = "auto") -> Layout:
@@ -205,7 +244,7 @@ def read_layout(keys: Sequence[str] = (), *, device: str = "auto", precision: st
     if device.startswith("cuda:") and device[5:].isdecimal():
         listed = (int(device[5:]),)
     return Layout(
-        tensor=model.tensor_model_parallel_size,
+        copy=model.sizes,
         devices=listed or number,
         nodes=trainer.num_nodes,
         accelerator=trainer.accelerator if device == "auto" else "cuda" if listed else device,

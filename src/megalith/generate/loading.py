@@ -1,6 +1,7 @@
 """From a path to a model that is ready to read: weights, architecture, tokenizer, precision. Any format, any layout.
 
-    meta model ─ shared among tensor ranks ─ memory ─ this process's parts of a checkpoint of any layout ─ cast for reading
+    meta model ─ this process's pipeline stage ─ shared among tensor ranks ─ memory ─ its parts of a checkpoint of any layout
+               ─ cast for reading
 
 Builds no optimizer, and initialises nothing that is loaded anyway. Knows no decoding.
 """
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
 from megalith.models.family import ARCHITECTURE, FAMILIES, understand
 from megalith.models.stack import LanguageModel
+from megalith.parallel.pipeline import split
 from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer
@@ -39,7 +41,7 @@ from megalith.topology.topology import Topology, choose_device
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode with all that came with it."""
+    """A model in evaluation mode with all that came with it; of a pipeline this process's stage of it."""
 
     model: LanguageModel
     tokenizer: DefinedTokenizer | None
@@ -131,9 +133,7 @@ def load_model(
         precision = "64"
     numbers = precision_of(resolve_precision(precision, crew.topology.device).value)
     built = source.dtype if source.exact else numbers.parameters
-    with torch.device("meta"):
-        model = model_class(config).to(built)
-    share_tensors(model, crew.topology)
+    model = own_part(model_class, config, crew.topology, built)
     allocate(model, crew.topology.device)
     source.fill({f"model.{name}": p.detach() for name, p in model.named_parameters()}, crew)
     if built != numbers.parameters:
@@ -196,6 +196,17 @@ def _spelling(
 def saved_dtype(folder: Path) -> torch.dtype:
     """What a checkpoint's weights are kept in: fp32, but where training was in float64."""
     return next((tensor.dtype for tensor in read_tensors(folder)), torch.float32)
+
+
+def own_part(
+    model_class: type[LanguageModel], config: ModelConfig, topology: Topology, dtype: torch.dtype
+) -> LanguageModel:
+    """What this process holds of a model: its tensor rank's share of its pipeline stage. On meta, without memory."""
+    with torch.device("meta"):
+        whole = model_class(config).to(dtype)
+    (stage,) = split(whole, topology)
+    share_tensors(stage, topology)
+    return cast(LanguageModel, stage)
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:

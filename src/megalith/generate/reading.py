@@ -43,8 +43,9 @@ def prepare_for_reading(model: Model, dtype: torch.dtype | None) -> Model:
                 setattr(parent, name, ReadingLinear(child, dtype))
     if model.head is not None:
         model.head.weight = nn.Parameter(model.head.weight.detach().to(dtype), requires_grad=False)
-    # A tied table is still looked up in its own dtype; the product has its own copy, of the true vocabulary's rows.
-    model.logits = logits_of(model, dtype)  # type: ignore[method-assign]
+    if model.last:
+        # A tied table is still looked up in its own dtype; the product has its own copy, of the true vocabulary's rows.
+        model.logits = logits_of(model, dtype)  # type: ignore[method-assign]
     return model
 
 

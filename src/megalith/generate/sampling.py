@@ -195,14 +195,17 @@ def restrict(
 
 
 def forbid_repeats(scores: torch.Tensor, rows: Sequence[Sequence[int]], size: int) -> torch.Tensor:
-    """(B, V) with −inf for tokens that would end an n-gram of `size` tokens which the row holds already."""
+    """(B, V) with −inf for tokens that would end an n-gram of `size` tokens which the row holds already.
+
+    A row may hold ids from V on, which no score is for (the virtual tokens of a prompt).
+    """
     scores = scores.clone()
     for i, row in enumerate(rows):
         begun = list(row[len(row) - size + 1 :])
         ends = {
             row[at + size - 1] for at in range(len(row) - size + 1) if list(row[at : at + size - 1]) == begun
         }
-        scores[i, list(ends)] = float("-inf")
+        scores[i, [token for token in ends if token < scores.shape[-1]]] = float("-inf")
     return scores
 
 

@@ -180,6 +180,7 @@ def _inputs(loaded: Loaded, asked: Sequence[Asked], sampling: Sampling) -> dict[
         "eod": manner.eod,
         "forced": manner.forced,
         "sources": sources,
+        "relay": loaded.crew.relay,
     }
 
 

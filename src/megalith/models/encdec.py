@@ -157,8 +157,8 @@ class EncoderDecoder(LanguageModel):
         cache.remember([b.cross.look_up(memory) for b in self.decoder.blocks.values()], lengths)
         return cache
 
-    def go_on(self, tokens: torch.Tensor, cache: KVCache) -> torch.Tensor:
-        """(B, T) tokens of the decoder behind those that the cache holds → (B, T, D).
+    def go_on(self, tokens: torch.Tensor, cache: KVCache, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T) tokens of the decoder behind those that the cache holds → (B, T, D). `hidden`: as `decode` has it.
 
         Errors: `UnsupportedError` for a full cache, or positions that the model has not.
         """
@@ -168,7 +168,7 @@ class EncoderDecoder(LanguageModel):
         source = cache.across[0][0].shape[2]
         across = stack.look_across(length, source, tokens.device, lengths=cache.sources)
         shared = stack.share(positions, tokens.device, cache=cache)._replace(across=across)
-        x = self.embed(stack, tokens, positions, None, start=start)
+        x = self.embed(stack, tokens, positions, None, start=start) if hidden is None else hidden
         x = stack.run(x, shared, None, cache)
         cache.advance(length)
         return stack.leave(x)

@@ -74,6 +74,8 @@ class LanguageModel(nn.Module):
     holders: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     config: ModelConfig
+    first: bool
+    last: bool
     token_embedding: TokenEmbedding
     position_embedding: PositionEmbedding | None
     head: OutputHead | None

@@ -6,7 +6,7 @@ Knows the engine's tensors and `generate`'s jobs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,10 @@ import torch
 from megalith.errors import ConfigError, Problem, UnsupportedError
 from megalith.generate.crew import Crew
 from megalith.generate.jobs import Options, answer_all
-from megalith.generate.loading import Loaded, allocate, understand_one_of
+from megalith.generate.loading import Loaded, allocate, own_part, understand_one_of
 from megalith.generate.reading import prepare_for_reading
 from megalith.generate.sampling import Sampling
 from megalith.nemo.restored import Restored
-from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.topology.precision import precision as precision_of
 
@@ -88,21 +87,21 @@ def _settings(
 def reading_copy(restored: Restored) -> Loaded:
     """A model of its own with the weights as they are now, cast for reading.
 
-    Errors: `UnsupportedError` where one process does not hold its tensor rank's share of every weight.
+    Errors: `UnsupportedError` where one process does not hold its tensor rank's share of one pipeline stage.
     """
-    topology = restored.topology
-    if topology.sizes.pipeline > 1 or topology.sizes.zero_stage or topology.sizes.context > 1:
+    sizes = restored.topology.sizes
+    if sizes.virtual_pipeline > 1 or sizes.zero_stage or sizes.context > 1:
         raise UnsupportedError(
-            f"this model is in pieces ({topology.sizes.describe()})",
+            f"this model is in pieces ({sizes.describe()})",
             where="generate",
-            fix="save_to a .nemo, and restore it, or give it to megalith generate, without a pipeline and ZeRO",
+            fix="save_to a .nemo, and restore it, or give it to megalith generate, without virtual stages and ZeRO",
         )
+    # A token at a time has no sequence to share.
+    topology = replace(restored.topology, sizes=replace(sizes, sequence_parallel=False))
     numbers = precision_of(restored.machine.precision.value)
     state = {**restored.saver.extra, "step": restored.engine.step}
     kind, _ = understand_one_of((restored.archive.family,), state, where=str(restored.archive.folder))
-    with torch.device("meta"):
-        model = kind(restored.architecture).to(numbers.parameters)
-    share_tensors(model, topology)
+    model = own_part(kind, restored.architecture, topology, numbers.parameters)
     allocate(model, topology.device)
     live = restored.engine.tensors()
     with torch.no_grad():
