@@ -63,6 +63,11 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "megalith.cli.pretrain:app", "Pretrain a model from a configuration and key=value overrides."
     ),
+    "tune": Command("megalith.cli.tune:app", "Tune prompts or LoRA beside a model: kilobytes a task."),
+    "prompt-tune": Command(
+        "megalith.cli.tune:prompt_tune", "Tune soft prompts: the same as tune soft-prompt."
+    ),
+    "finetune": Command("megalith.cli.finetune:app", "Tune all of a model on a task's rows."),
     "plan": Command("megalith.cli.plan:plan", "Memory, exchange and time of a run, before you pay for it."),
     "parity": Command("megalith.cli.parity:parity", "Compare a layout with one process, number by number."),
     "evaluate": Command("megalith.cli.evaluate:app", "Measure a model: perplexity, WikiText, LAMBADA."),
@@ -79,7 +84,7 @@ DIRECT = {("data", "preprocess"): "megalith.cli.preprocess:main"}
 """Commands that read their own arguments, because their start counts: typer's parser takes 0.1 s."""
 
 
-DISTRIBUTED = frozenset({"pretrain", "evaluate", "generate"})
+DISTRIBUTED = frozenset({"pretrain", "tune", "prompt-tune", "finetune", "evaluate", "generate"})
 """Commands that may run as one of several processes."""
 
 
@@ -90,7 +95,7 @@ DEAD_FLAGS = {
     "--config-file where a checkpoint is read or converted",
     "--model_file": "--checkpoint takes a .nemo and any other checkpoint",
     "--path_to_file": "--input-file takes it",
-    "--use_soft_prompts": "leave it out: what an archive holds decides",
+    "--use_soft_prompts": "--prompts takes a folder or a .nemo that holds them; in tuning leave it out",
 }
 """Options of NeMo's scripts and documents, and what says the same here."""
 

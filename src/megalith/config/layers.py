@@ -42,6 +42,8 @@ class Merged:
     problems: list[Problem] = field(default_factory=list)
     broken: set[Path] = field(default_factory=set)
     """Keys whose value was already reported and dropped."""
+    packaged: set[Path] = field(default_factory=set)
+    """Keys whose value comes with Megalith: nobody typed it."""
 
     def set(self, value: Value) -> None:
         """Put a value over what was there."""
@@ -72,7 +74,7 @@ class Merged:
 def merge(root: type[Section], files: Sequence[Layer], overrides: Sequence[Override]) -> Merged:
     """All sources in one tree. Problems (contradicting names, refused keys) are collected, not raised."""
     merged = Merged()
-    packaged: set[Path] = set()
+    packaged = merged.packaged
     layers = [*files, Layer(COMMAND_LINE, ())]
     layers = _with_command_line(root, layers, overrides, merged)
     for layer in layers:

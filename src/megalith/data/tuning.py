@@ -108,12 +108,13 @@ class TuningLoader:
     pin: bool = False
 
     def __post_init__(self) -> None:
-        self.padding.length(self.longest)
+        """Errors: `ConfigError` where a row cannot be padded as the layout needs it."""
+        self.lengths  # noqa: B018
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row of either side."""
-        return max(max(_lengths(sample)) for sample in self.samples.samples)
+    def lengths(self) -> tuple[int, int]:
+        """Padded tokens of the longest row of the one side (the decoder), and of the encoder, 0 where there is none."""
+        return self._longest(self.samples.samples)
 
     def training(self, schedule: BatchRampUp, *, consumed: int, end: int) -> Iterator[Batch]:
         """Batches from `consumed` samples to `end`, in the sizes of the schedule."""
@@ -151,7 +152,7 @@ class TuningLoader:
     def _longest(self, chosen: Sequence[Sample]) -> tuple[int, int]:
         """Tokens of the rows of the decoder (or of the one side), and of the encoder."""
         one, two = zip(*map(_lengths, chosen), strict=True)
-        return self.padding.length(max(one)), self.padding.length(max(two))
+        return self.padding.length(max(one)), self.padding.length(max(two)) if any(two) else 0
 
     def _batch(self, positions: Numbers, chosen: Sequence[Sample], lengths: tuple[int, int]) -> Batch:
         pairs = [inputs_and_targets(sample) for sample in chosen]

@@ -71,9 +71,9 @@ class Task:
         return replace(self, first_id=first_id, frozen=frozen)
 
 
-def plain(text: str, answer: str, *, answer_only: bool) -> Task:
+def plain(text: str, answer: str, *, answer_only: bool, truncate: str | None = None) -> Task:
     """Rows of two fields, with no virtual token."""
-    return Task("", (Field(text), Field(answer)), answer, answer_only)
+    return Task("", (Field(text), Field(answer)), answer, answer_only, truncate)
 
 
 def tagged(tag: str, length: int, *, answer_only: bool, truncate: str | None = None) -> Task:

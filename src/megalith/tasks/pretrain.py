@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -40,14 +41,19 @@ from megalith.training.stopping import Beat, StopRequest
 from megalith.training.trainer import Batches, LoopSettings, Outcome, Run, fit
 
 logger = logging.getLogger(__name__)
+Prepare = Callable[[Composed[Any], Callable[[str], None]], Parts]
 
 
 def run(
-    composed: Composed[PretrainConfig], *, console: Console | None = None, member: Member | None = None
+    composed: Composed[Any],
+    *,
+    console: Console | None = None,
+    member: Member | None = None,
+    prepare: Prepare = prepare,
 ) -> int:
     """Train as configured, or go on with what was begun. → exit code: 0 done, 3 stopped by a signal after saving.
 
-    Of several processes each calls this as a `member` of the run; the main one speaks and writes the run's files.
+    `prepare` makes the parts of a run of this kind. Of several processes each calls this as a `member` of the run; the main one speaks and writes the run's files.
     Errors: `MegalithError`s for everything that the user can mend.
     """
     console = (console or Console()) if is_main() else Console(quiet=True)
@@ -66,6 +72,9 @@ def run(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megalith-")))
         saver = make_saver(parts, retention, scratch)
         outcome = _train(parts, saver, console, stop, [] if member is None else [Beat(member.beat)])
+        if not outcome.stopped and not config.trainer.fast_dev_run:
+            saver.wait()
+            parts.end(saver, lambda text: _tell(console, text))
         return _finish(parts, outcome, console)
 
 
@@ -102,8 +111,7 @@ def _train(
 ) -> Outcome:
     config, engine, experiment = parts.config, parts.engine, parts.experiment
     writes = parts.machine.topology.is_main and not config.trainer.fast_dev_run
-    if parts.start.kind == "weights" and parts.start.folder:
-        saver.load_weights(parts.start.folder)
+    parts.fill(saver)
     loggers = make_loggers(
         config.exp_manager, experiment.folder, name=experiment.name, step=engine.step
     ) if writes else []  # fmt: skip
@@ -150,6 +158,7 @@ def make_saver(parts: Parts, retention: Retention, scratch: Path) -> Saver:
         "tokenizer": {"type": parts.tokenizer.type, "hash": parts.tokenizer.hash()},
         "data_plan": parts.data.streams.state(),
         "origin": parts.start.origin,
+        **parts.kept,
     }
     saver = Saver(
         parts.engine, checkpointer, config_yaml=parts.composed.yaml(), tokenizer=scratch, extra=extra
@@ -217,7 +226,7 @@ def _tell(console: Console, text: str) -> None:
 def summary(parts: Parts) -> list[str]:
     """What this run is, in a few lines."""
     config, engine, machine, flops = parts.config, parts.engine, parts.machine, parts.flops
-    model, steps, length = config.model, config.trainer.max_steps, config.model.sample.tokens
+    model, steps, length = config.model, config.trainer.max_steps, parts.sample.tokens
     known = parts.meter.peak
     begin = {
         "fresh": "from new weights",
@@ -229,8 +238,9 @@ def summary(parts: Parts) -> list[str]:
         f"machine    {device_name(machine.topology.device)}; precision {machine.precision}; compile {machine.compile}; "
         f"allocator {machine.allocator}",
         *layout(machine.topology),
+        *parts.said,
         *(f"{line}" for line in parts.data.streams.summary()),
-        f"steps      {steps:,} of {model.global_batch_size} samples of {_lengths(model.sample)} tokens "
+        f"steps      {steps:,} of {model.global_batch_size} samples of {_lengths(parts.sample)} tokens "
         f"({thousands(model.batch_schedule.consumed_at(steps) * length)} tokens)",
         f"speed      {flops.per_token:.3g} FLOPs a token: {flops.formula.replace(', a token', '')}; "
         + (

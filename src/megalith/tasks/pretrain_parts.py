@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from megalith.adapt.method import Method
 from megalith.checkpoint.native import read_state
 from megalith.config.compose import Composed
 from megalith.engine.engine import Engine
-from megalith.engine.flops import ModelFlops, model_flops
+from megalith.engine.flops import ModelFlops, Sample, model_flops
 from megalith.engine.metrics import device_name, peak
 from megalith.engine.objective import objective_of
 from megalith.errors import CheckpointError
@@ -38,6 +40,7 @@ from megalith.topology.memory_allocator import resolve_allocator
 from megalith.topology.topology import Topology
 from megalith.training.experiment import Experiment, choose_folder
 from megalith.training.metrics import Meter
+from megalith.training.saving import Saver
 from megalith.training.starting import Start, choose_start, weights_of_others
 
 FREE_TO_CHANGE = {
@@ -77,13 +80,38 @@ class Parts:
         return num_parameters(self.architecture)
 
     @property
+    def sample(self) -> Sample:
+        """How much a sample holds."""
+        return self.config.model.sample
+
+    @property
     def flops(self) -> ModelFlops:
         """What the model needs for a token."""
-        return model_flops(self.architecture, self.config.model.sample)
+        return model_flops(self.architecture, self.sample)
 
     @property
     def config(self) -> PretrainConfig:
         return self.composed.config
+
+    # -- what a run that tunes a model does otherwise --------------------------------------------------------------
+
+    @property
+    def said(self) -> list[str]:
+        """Further lines of the summary."""
+        return []
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Further sections of a checkpoint's state."""
+        return {}
+
+    def fill(self, saver: Saver) -> None:
+        """The weights that the run begins with, where they are another's. What a run goes on with, its loop loads."""
+        if self.start.kind == "weights" and self.start.folder:
+            saver.load_weights(self.start.folder)
+
+    def end(self, saver: Saver, tell: Callable[[str], None]) -> None:
+        """What is left to do when the run is complete, or its time is over. Every process calls it."""
 
 
 def prepare(composed: Composed[PretrainConfig], notice: Callable[[str], None]) -> Parts:
@@ -174,12 +202,13 @@ def check_same_model(
 
 
 def make_machine(
-    config: PretrainConfig, architecture: ModelConfig, topology: Topology
+    config: PretrainConfig, architecture: ModelConfig, topology: Topology, sample: Sample | None = None
 ) -> tuple[Machine, Meter]:
-    model, steps = config.model, config.trainer.max_steps
+    """`sample`: how much one holds, where the configuration does not say."""
+    model, steps, sample = config.model, config.trainer.max_steps, sample or config.model.sample
     precision = resolve_precision(config.trainer.precision, topology.device)
-    per_token = model_flops(architecture, model.sample).per_token
-    planned = per_token * model.sample.tokens * model.batch_schedule.consumed_at(steps)
+    per_token = model_flops(architecture, sample).per_token
+    planned = per_token * sample.tokens * model.batch_schedule.consumed_at(steps)
     compiled = resolve_compile(model.compile, topology.device, planned_flops=planned / topology.sizes.world)
     if topology.sizes.schedule == "zero_bubble" and str(model.compile).lower() == "auto":
         compiled = Decision(
@@ -191,7 +220,10 @@ def make_machine(
     return Machine(topology, precision, compiled, allocator), meter
 
 
-def make_engine(config: PretrainConfig, architecture: ModelConfig, machine: Machine) -> Engine:
+def make_engine(
+    config: PretrainConfig, architecture: ModelConfig, machine: Machine, method: Method | None = None
+) -> Engine:
+    """The model on its layout, with its optimizer. `method`: what is put into it, and alone is trained and kept."""
     model = config.model
     recompute = Recompute.from_keys(
         model.activations_checkpoint_granularity,
@@ -202,6 +234,7 @@ def make_engine(config: PretrainConfig, architecture: ModelConfig, machine: Mach
     stages = build(
         class_of(architecture), architecture, machine.topology,
         seed=model.seed, precision=precision, compile=machine.compile.on, recompute=recompute,
+        adapt=method.install if method else None,
     )  # fmt: skip
     if model.compat.padded_logits == "trained":
         for stage in stages:
@@ -219,4 +252,5 @@ def make_engine(config: PretrainConfig, architecture: ModelConfig, machine: Mach
         optim=model.optim, schedule=config.schedule, seed=model.seed, micro_batch_size=model.micro_batch_size,
         precision=precision, clip=config.trainer.gradient_clip_val or 0.0, max_skipped=model.max_skipped,
         loss_average=model.compat.loss_average, scaler=scaler, objective=objective_of(architecture),
+        frozen=method.frozen if method else (), keep="trainable" if method else "all",
     )  # fmt: skip
