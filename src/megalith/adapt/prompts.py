@@ -75,13 +75,17 @@ class Prompted(Method):
         return list(enumerate(self.new, start=len(self.earlier)))
 
     def install(self, model: LanguageModel) -> list[Rule]:
-        """The tables; also says in `tags` which of them have positions of their own."""
+        """The tables; also says in `tags` which of them have positions of their own.
+
+        Errors: `ConfigError` for ids that the model has not, and for more virtual tokens than positions.
+        """
         if not model.accepts_prompts:
             raise UnsupportedError(
                 f"{type(model).__name__} has no place for virtual tokens",
                 where=self.name,
                 fix="tune a GPT, a T5 or a BART",
             )
+        self._check_new(model.config.vocab_size, model.config.max_positions)
         width, learned = model.config.hidden_size, model.input_positions is not None
         tables = [SoftPrompt(tag.length, width, own_positions=tag.positions) for tag in self.earlier]
         tables += [self.table(prompt, width, positions=learned) for prompt in self.new]
@@ -94,6 +98,28 @@ class Prompted(Method):
             for pattern, distribution in self.rules(prompt, width)
         ]
         return [*rules, (r"^prompts\.tables\.", 0.0)]
+
+    def _check_new(self, vocabulary: int, positions: int | None) -> None:
+        problems = [
+            Problem(
+                "prompt",
+                f"{prompt.name!r} begins from token {max(prompt.ids)}",
+                f"ids are below {vocabulary}",
+            )
+            for prompt in self.new
+            if prompt.ids and not 0 <= min(prompt.ids) <= max(prompt.ids) < vocabulary
+        ]
+        problems += [
+            Problem(
+                "num_prompt_tokens",
+                f"{tag.length} virtual tokens of {tag.name!r} leave no room for text in {positions} positions",
+                f"use fewer than {positions}, by as much as texts and answers need",
+            )
+            for tag in self.tags
+            if positions is not None and tag.length >= positions
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     @property
     def trains(self) -> tuple[str, ...]:
