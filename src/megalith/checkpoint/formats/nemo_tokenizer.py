@@ -34,6 +34,8 @@ MARK = "nemo:"
 """What stands before the name of a member in a configuration."""
 VOCABULARY = "tokenizer_vocab_dict.json"
 """Token → id, as NeMo writes the vocabulary of a tokenizer of transformers."""
+OWN = ("tokenizer.json", "megalith_tokenizer.json")
+"""Files of a tokenizer of ours that NeMo has nothing like: members that it does not look at."""
 KEYS = {
     "model": ("model", "tokenizer_model"),
     "vocab_file": ("vocab_file",),
@@ -49,7 +51,7 @@ def find_own(archive: Archive, keys: Any) -> tuple[Path | None, tuple[str, ...]]
     keys = keys if isinstance(keys, Mapping) else {}
     members = {field: member for field in KEYS if (member := _member(archive, keys, field))}
     if not members and VOCABULARY not in archive.members:
-        return None, ()
+        return _kept(archive), ()
     sources, folder = Temporary.folder(), Temporary.folder()
     try:
         files = _lay_down(archive, members, sources)
@@ -69,6 +71,17 @@ def find_own(archive: Archive, keys: Any) -> tuple[Path | None, tuple[str, ...]]
         what = error.problem.what if isinstance(error, MegalithError) else str(error.strerror or error)
         return None, (f"its tokenizer is left out: {what} (--tokenizer takes another)",)
     return folder, ()
+
+
+def _kept(archive: Archive) -> Path | None:
+    """A tokenizer that NeMo has nothing like, as we keep it in an archive of ours."""
+    found = {own: name for name in archive.members for own in OWN if name.split("_", 1)[1:] == [own]}
+    if len(found) < len(OWN):
+        return None
+    folder = Temporary.folder()
+    for own, name in found.items():
+        (folder / own).write_bytes(archive.read(name))
+    return folder
 
 
 def _member(archive: Archive, keys: Mapping[str, Any], field: str) -> str | None:
@@ -104,8 +117,14 @@ def as_files(path: Path | None, tokenizer: Tokenizer | None) -> Written:
         return keys, {}, ()
     contents = _contents(path, tokenizer)
     if not contents or not _same(contents, tokenizer):
-        said = f"its tokenizer ({tokenizer.type}) stays behind: NeMo would make other ids of its files"
-        return keys, {}, (said,)
+        said = f"its tokenizer ({tokenizer.type}) is kept for Megalith alone: NeMo would make other ids of its files"
+        folder = Temporary.folder()
+        tokenizer.save(folder)
+        return (
+            keys,
+            {name: (folder / name).read_bytes() for name in OWN if (folder / name).is_file()},
+            (said,),
+        )
     names = _names(contents)
     library = "sentencepiece" if "model" in contents else "megatron"
     keys |= {"library": library, "type": None if "model" in contents else tokenizer.type}
