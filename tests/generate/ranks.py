@@ -11,13 +11,16 @@ from megalith.checkpoint.native import Checkpointer
 from megalith.checkpoint.team import Team
 from megalith.errors import ConfigError
 from megalith.generate.crew import Crew
+from megalith.generate.engine import decode
 from megalith.generate.interactive import converse
 from megalith.generate.jobs import Options, continue_all, sample_all
 from megalith.generate.loading import load_model
 from megalith.generate.sampling import Sampling
 from megalith.models.config import ModelConfig
+from megalith.models.encdec import EncoderDecoder
 from megalith.models.family import describe
 from megalith.models.gpt import GPT
+from megalith.nn.prompt import Prompts, SoftPrompt
 from megalith.parallel.apply import build
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
@@ -94,6 +97,29 @@ def local_names(run: str, sizes: Sizes) -> tuple[set[str], int]:
     names = (name.split(".") for name, _ in model.named_parameters())
     parts = {".".join(name[: 2 if name[0] == "blocks" else 1]) for name in names}
     return parts, len(model.new_cache(1, 8).keys)
+
+
+def behind_virtual_tokens(run: str, sizes: Sizes = ONE) -> list[list[int]]:
+    """What follows rows, or sources, that begin with tokens behind the vocabulary, under rules that look at all a row holds."""
+    loaded = load_model(run, precision="64", crew=crew_of(sizes))
+    model, v = loaded.model, loaded.model.config.vocab_size
+    table = SoftPrompt(3, model.config.hidden_size, own_positions=False)
+    table.tokens.data = (
+        4 * torch.randn(table.tokens.shape, generator=torch.Generator().manual_seed(1)).double()
+    )
+    model.prompts = Prompts(v, [table]).eval() if model.first else None
+    rows = [[v, v + 1, v + 2, 5, 9], [v + 2, 7, v, 3], [8, 5]]
+    two_sides = isinstance(model, EncoderDecoder)
+    *_, found = decode(
+        model,
+        [[1]] * 3 if two_sides else rows,
+        Sampling(tokens_to_generate=8, repetition_penalty=1.3, no_repeat_ngram=1),
+        eod=None,
+        sources=rows if two_sides else None,
+        agree=loaded.crew.same,
+        relay=loaded.crew.relay,
+    )
+    return [row.continuation for row in found]
 
 
 def talk(run: str, sizes: Sizes, stop_after: int) -> tuple[int, str]:

@@ -37,7 +37,6 @@ LAYOUTS = [
     Sizes(tensor=2, replicate=2),
     Sizes(pipeline=2),
     Sizes(tensor=2, pipeline=2),
-    Sizes(pipeline=2, replicate=2),
 ]
 
 

@@ -117,6 +117,26 @@ def tensor_parallel(path, override, target, size):
     return found["test_loss"], said
 
 
+def answered(path, override):
+    """On each rank: an answer."""
+    model = GPTModel.restore_from(path, trainer=trainer(devices="auto"), override_config_path=override)
+    return model.generate(["w00 w07"], {"max_length": 4})["sentences"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"pipeline_model_parallel_size": 2},
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    ],
+    ids=["pipeline", "sequence"],
+)
+def test_a_model_in_two_parts_answers(rank_pool, corpus, archive, layout):
+    model = GPTModel.restore_from(archive, trainer=trainer(), override_config_path=over(corpus))
+    said = model.generate(["w00 w07"], {"max_length": 4})["sentences"]
+    assert rank_pool.run(answered, 2, archive, over(corpus, **layout)) == [said, said]
+
+
 def test_two_processes_and_back(rank_pool, corpus, run, archive, tmp_path):
     whole, model = measured(run)
     two = tmp_path / "two.nemo"
