@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megalith.adapt.lora import LoRA, chosen
-from megalith.adapt.merge import Folded, fold, folded, merge
+from megalith.adapt.merge import Folded, fold, folded, merge, probe
 from megalith.errors import CheckpointError, ConfigError
 from megalith.models.bert_config import BertConfig
 from megalith.models.config import ModelConfig
@@ -250,13 +250,29 @@ def test_beyond_its_tolerance_a_merge_is_refused():
         merge(model, lambda: next(stolen))
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_probe_sees_what_a_model_makes(family):
+    model = one_process(CONFIGS[family], Warm(rank=3)).train()
+    made = probe(model)()
+    assert (made.shape[0], made.shape[2]) == (2, 40)
+    assert model.training
+    assert not torch.equal(made[0], made[1])
+
+
 def merged_rank(config, sizes, method):
     topology = Topology.of(sizes, "cpu")
     (stage,) = build(class_of(config), config, topology, seed=5, precision="64", adapt=method.install)
     stage.eval()
-    before = logits(stage).detach()
-    found = merge(stage, lambda: logits(stage))
+    before = logits(stage).detach() if sizes.pipeline == 1 else None
+    found = merge(stage, probe(stage))
     return before, found, repr(stage)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_pipeline_stages_merge_what_they_hold(rank_pool, family):
+    for _, found, text in rank_pool.run(merged_rank, 2, CONFIGS[family], layouts()["pp2"], Warm(rank=3)):
+        assert 0 < found.error <= 1e-10 * found.largest
+        assert "LoRA" not in text
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -1,10 +1,10 @@
 """A low-rank product becomes part of the weight beside which it stood: W + scale · B · A, multiplied in fp32 at least.
 
     fold      the layers of a model in memory, any part of a layout: plain layers again, as if it had been trained so
-    merge     the same, with the model's own logits before and after as proof
+    merge     the same, with the model's own logits before and after as proof (`probe` makes some)
     folded    tensors that still lie in files, each merged when it is read: for conversions
 
-Knows weights. Knows no file and no text: whoever merges says how logits are made.
+Knows weights, and what a model reads. Knows no file and no text.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import nn
 
 from megalith.checkpoint.lazy import Lazy
 from megalith.errors import CheckpointError
+from megalith.models.encdec import EncoderDecoder
+from megalith.models.stack import LanguageModel
 from megalith.nn.linear import Linear
 from megalith.nn.lora import LoRALinear
 from megalith.parallel.layers import ColumnParallelLinear, RowParallelLinear, local
@@ -26,6 +28,8 @@ from megalith.parallel.lora import ColumnParallelLoRA, RowParallelLoRA
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Of the largest logit, by the dtype of the weights; narrower ones round what is added to them."""
 NARROW = 0.1
+PROBED = 16
+"""Tokens of a row that `probe` reads."""
 _PLAIN: Mapping[type, type] = {
     LoRALinear: Linear,
     ColumnParallelLoRA: ColumnParallelLinear,
@@ -34,7 +38,7 @@ _PLAIN: Mapping[type, type] = {
 
 
 class Merged(NamedTuple):
-    """`error`: the largest difference of a logit; `largest`: the largest logit."""
+    """`error`: the largest difference of a logit; `largest`: the largest logit. Of a pipeline stage, of what it passes on."""
 
     layers: int
     error: float
@@ -61,6 +65,31 @@ def merge(model: nn.Module, logits: Callable[[], torch.Tensor], *, tolerance: fl
             fix="keep the weights in fp32, where rounding is small beside what is added",
         )
     return found
+
+
+def probe(model: LanguageModel) -> Callable[[], torch.Tensor]:
+    """For `merge`: what a model makes of a few fixed tokens, its logits; of a pipeline stage, what it passes on of fixed numbers."""
+    weight = next(model.parameters())
+    length = min(PROBED, model.config.max_positions or PROBED)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (2, length), generator=generator)
+    given = [tokens]
+    if not model.first:
+        shape = (2, length, model.config.hidden_size)
+        given = [torch.randn(shape, generator=generator).to(weight.dtype) for _ in model.takes]
+    given = [each.to(weight.device) for each in given]
+    more = {"tokens": tokens.to(weight.device)} if isinstance(model, EncoderDecoder) else {}
+
+    def run() -> torch.Tensor:
+        training = model.training
+        model.eval()
+        made = model(*given, **more)
+        made = made[0] if isinstance(made, tuple) else made
+        made = model.logits(made) if model.last else made
+        model.train(training)
+        return made
+
+    return run
 
 
 @torch.no_grad()
