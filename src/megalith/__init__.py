@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 _FACES = {
-    "load": "megalith.api",
+    **dict.fromkeys(("load", "use_prompts"), "megalith.api"),
     **dict.fromkeys(("GPTModel", "BertModel", "T5Model", "BARTModel"), "megalith.nemo.models"),
     **dict.fromkeys(("Trainer", "exp_manager"), "megalith.nemo.trainer"),
 }

@@ -131,10 +131,11 @@ def checked(adapter: Adapter) -> Adapter:
     return adapter
 
 
-def joined(adapters: Sequence[Adapter]) -> Adapter:
+def joined(adapters: Sequence[Adapter], *, force: bool = False) -> Adapter:
     """Several adapters' tags as one adapter's, in this order.
 
-    Errors: `ConfigError` for a tag that two of them have, for another family, width or base, and for what has no tags.
+    Errors: `ConfigError` for a tag that two of them have, for another family or, without `force`, another base, and for what has
+    no tags.
     """
     if len(adapters) == 1:
         return adapters[0]
@@ -150,7 +151,7 @@ def joined(adapters: Sequence[Adapter]) -> Adapter:
                 what = f"the tag {tag!r} is in {owners[tag]}, too"
                 found.append(Problem(each.path, what, "leave one of them out"))
             owners[tag] = each.path
-    found += _strangers(adapters)
+    found += _strangers(adapters, force)
     if found:
         raise ConfigError(found)
     tensors: dict[str, torch.Tensor] = {}
@@ -168,7 +169,7 @@ def settings_of(tags: Sequence[Tag]) -> dict[str, Any]:
     return SoftPrompts(earlier=tags).describe()
 
 
-def _strangers(adapters: Sequence[Adapter]) -> list[Problem]:
+def _strangers(adapters: Sequence[Adapter], force: bool) -> list[Problem]:
     """Those that do not belong to the first one's model."""
     first, found = adapters[0], []
     for each in adapters[1:]:
@@ -176,7 +177,7 @@ def _strangers(adapters: Sequence[Adapter]) -> list[Problem]:
         if each.family and first.family and each.family != first.family:
             what = f"it is for a {each.family.upper()}, {first.path} for a {first.family.upper()}"
             found.append(Problem(each.path, what, "give adapters of one model"))
-        elif all(known) and known[0] != known[1]:
+        elif not force and all(known) and known[0] != known[1]:
             what = f"it is for another base model than {first.path}"
             found.append(Problem(each.path, what, "give adapters of one model"))
     return found

@@ -24,11 +24,13 @@ from megalith.adapt import peft
 from megalith.adapt.adapter import DAMAGED, WITH_TAGS, Adapter, Base, check_base, checked, joined
 from megalith.adapt.method import Tag
 from megalith.adapt.nemo import read_nemo
+from megalith.adapt.peft_lora import read_peft_lora
 from megalith.checkpoint.files import sync_folder, write_file
 from megalith.checkpoint.formats.nemo import locate as locate_archive
 from megalith.checkpoint.header import HeaderError
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
-from megalith.errors import CheckpointError
+from megalith.errors import CheckpointError, UnsupportedError
+from megalith.models.config import ModelConfig
 from megalith.models.encdec import EncoderDecoder
 from megalith.models.stack import LanguageModel
 from megalith.nn.prompt import Prompts, SoftPrompt
@@ -156,11 +158,11 @@ def _tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path.name}: {error}", where=str(path.parent), fix=DAMAGED) from None
 
 
-def open_adapter(path: str | Path) -> Adapter:
+def open_adapter(path: str | Path, config: ModelConfig | None = None) -> Adapter:
     """The adapter that a path leads to: a folder of ours, a tuning run's, which has its last one in it, PEFT's, or a `.nemo` with
     soft prompts.
 
-    Errors: `CheckpointError` for damage, and for what is no adapter.
+    `config`: of the base model, whose parts PEFT's LoRA names. Errors: `CheckpointError` for damage, and for what is no adapter.
     """
     given = Path(path).expanduser()
     archive = locate_archive(given) if given.exists() else None
@@ -171,7 +173,7 @@ def open_adapter(path: str | Path) -> Adapter:
         if (place / JSON).is_file():
             return read(place)
     if (folder / peft.CONFIG).is_file():
-        return peft.read_peft(folder)
+        return _of_peft(folder, config)
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else ""
     what = (
         f"there is no adapter in it; it holds {held or 'nothing'}"
@@ -183,6 +185,16 @@ def open_adapter(path: str | Path) -> Adapter:
         where=str(given),
         fix=f"give a folder with {JSON}, one of PEFT's, the folder of a tuning run, or a .nemo with soft prompts",
     )
+
+
+def _of_peft(folder: Path, config: ModelConfig | None) -> Adapter:
+    if peft.read_config(folder).get("peft_type") != "LORA":
+        return peft.read_peft(folder)
+    if config is None:
+        raise CheckpointError(
+            "PEFT's LoRA can be read beside its base model only", where=str(folder), fix="name the model, too"
+        )
+    return read_peft_lora(folder, config)
 
 
 def install(model: LanguageModel, adapter: Adapter | None) -> None:
@@ -199,6 +211,12 @@ def install(model: LanguageModel, adapter: Adapter | None) -> None:
             "LoRA is merged into the weights when a model is loaded",
             where=adapter.path,
             fix="load the model with it",
+        )
+    if not model.accepts_prompts:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no place for virtual tokens",
+            where=adapter.path,
+            fix="give a GPT, a T5 or a BART",
         )
     width = model.config.hidden_size
     tables = [adapter.table(number) for number in range(len(adapter.tags))]

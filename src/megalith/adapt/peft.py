@@ -41,7 +41,9 @@ def read_peft(folder: Path) -> Adapter:
     said = read_config(folder)
     kind = said.get("peft_type")
     if kind != "PROMPT_TUNING":
-        raise CheckpointError(f"its peft_type is {kind}", where=str(folder), fix="PROMPT_TUNING is read here")
+        raise CheckpointError(
+            f"its peft_type is {kind}", where=str(folder), fix="PROMPT_TUNING and LORA are read"
+        )
     task, length = said.get("task_type"), said.get("num_virtual_tokens")
     if task not in FAMILIES or type(length) is not int:
         raise CheckpointError(

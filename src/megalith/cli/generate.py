@@ -34,12 +34,15 @@ class Wanted:
     prompt: Annotated[
         str | None, typer.Option(help="text to continue, or with <mask> where something is missing")
     ] = None
+    prompt_tag: Annotated[
+        str | None, typer.Option(help="the prompt of --prompts that stands before --prompt, or what is typed")
+    ] = None
     input_file: Annotated[
         str | None,
         typer.Option(
             "--input-file",
             "--sample-input-file",
-            help="prompts, one a line; .jsonl: strings, or objects with a prompt; - is stdin",
+            help="prompts, one a line; .jsonl: strings, or objects with a prompt, or with a prompt_tag and a text; - is stdin",
         ),
     ] = None
     output_file: Annotated[
@@ -135,6 +138,15 @@ class Source:
             show_default=False,
         ),
     ] = None
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="what tuning made, by Megalith, PEFT or NeMo: soft prompts that rows ask for, or LoRA; may be given again"
+        ),
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="use --prompts of another base model or tokenizer, too")
+    ] = False
     tokenizer: TokenizerPath = None
     config_file: ConfigFile = None
     device: Device = "auto"
@@ -153,7 +165,7 @@ def generate(
     """
     from megalith.generate.jobs import Options
 
-    check_mode(wanted)
+    check_mode(wanted, source)
     sampling = choosing.sampling(wanted.num_samples)
     copies = "a text that streams" if wanted.streams else ""
     layout = begin(keys, device=source.device, precision=source.precision, copies=copies)
@@ -166,8 +178,13 @@ def generate(
             tokenizer=source.tokenizer,
             config_file=source.config_file,
             families=None,
+            prompts=source.prompts or (),
+            force=source.force,
         )
         loaded = replace(loaded, bos=source.bos)
+        if loaded.prompting is not None:
+            loaded = replace(loaded, prompting=replace(loaded.prompting, tag=wanted.prompt_tag))
+            options = replace(options, logprobs=options.logprobs or not wanted.streams)
         check_family(loaded, sampling, options)
         if wanted.interactive:
             talk(loaded, sampling, options)
@@ -179,7 +196,7 @@ def generate(
             sample(loaded, sampling, options, wanted.genfile or "-")
 
 
-def check_mode(wanted: Wanted) -> None:
+def check_mode(wanted: Wanted, source: Source) -> None:
     """Errors: `ConfigError` unless the flags say one thing to do."""
     from megalith.errors import ConfigError, Problem
 
@@ -199,6 +216,13 @@ def check_mode(wanted: Wanted) -> None:
         problems.append(Problem("--genfile", "is where unconditional texts go", fix))
     if wanted.output_file is not None and (wanted.interactive or not named):
         problems.append(Problem("--output-file", "goes with --prompt or --input-file", "leave it out"))
+    if wanted.prompt_tag is not None and (wanted.prompt is None and not wanted.interactive):
+        fix = 'in a file each row names its own: {"prompt_tag": …, "text": …}'
+        problems.append(Problem("--prompt-tag", "goes with --prompt or --interactive", fix))
+    if wanted.prompt_tag is not None and not source.prompts:
+        problems.append(
+            Problem("--prompt-tag", "names a prompt, and no prompts were given", "--prompts FOLDER")
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -288,7 +312,8 @@ def answer_file(loaded: Loaded, sampling: Sampling, options: Options, source: st
     from megalith.generate.lengths import Lengths
     from megalith.generate.lines import check_prompts, read_prompts
 
-    prompts = loaded.crew.lead(lambda: read_prompts(source))
+    tagged = loaded.prompting is not None
+    prompts = loaded.crew.lead(lambda: read_prompts(source, tagged=tagged))
     check_prompts(loaded, prompts, source)
     lengths = Lengths(loaded.model.config)
     with written(loaded, output, not_over=source) as write, progress(loaded.crew, "prompts") as report:

@@ -70,18 +70,22 @@ def load(
     tokenizer: str | None,
     config_file: str | None,
     families: Sequence[str] | None = ("gpt",),
+    prompts: Sequence[str] = (),
+    force: bool = False,
 ) -> Loaded:
     """The model of a checkpoint in any format; the main process tells what a person should know of it.
 
-    `families`: those that the command can use; None: all.
+    `families`: those that the command can use; None: all. `prompts`, `force`: as `load_adapted` takes adapters.
     """
     from megalith.cli.errors import show_notices
     from megalith.cli.hub import fetched
-    from megalith.generate.loading import load_model
+    from megalith.generate.adapting import load_adapted
     from megalith.models.family import FAMILIES
 
-    loaded = load_model(
+    loaded = load_adapted(
         fetched(checkpoint),
+        prompts,
+        force=force,
         precision=layout.precision,
         tokenizer=tokenizer,
         config_file=config_file,

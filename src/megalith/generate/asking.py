@@ -5,17 +5,18 @@
     BART     the same, mask tokens in its blanks
     BERT     the prompt, mask tokens in its blanks, of which there is one at least
 
-Knows text, ids and how many a model has room for. Decodes nothing.
+A row that asks for a prompt of a task (`prompting`) has virtual tokens in what the model reads, and no blanks. Knows text, ids and how many a model has room for. Decodes nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megalith.errors import DataError
 from megalith.generate.blanks import Blanked, find
 from megalith.generate.engine import check_prompt, check_source
 from megalith.generate.loading import Loaded
+from megalith.generate.prompting import TEXT, Prompt, Tagged
 from megalith.tokenizers.base import Tokenizer
 
 
@@ -24,7 +25,7 @@ class Asked:
     """One prompt. `tokens`: what its row begins with; `source`: what an encoder reads, or a BERT; None: there is none.
 
     `blanks`: to be filled with spans, or guesses; `context`: ids that a continuation is spelled behind; `unspelled`: how many
-    of the continuation's first tokens are no text.
+    of the continuation's first tokens are no text. `row`: that of a job with tasks' prompts.
     """
 
     prompt: str
@@ -33,6 +34,7 @@ class Asked:
     blanks: Blanked | None = None
     context: tuple[int, ...] = ()
     unspelled: int = 0
+    row: Tagged | None = None
 
     @property
     def length(self) -> int:
@@ -40,8 +42,19 @@ class Asked:
         return len(self.tokens if self.source is None else self.source)
 
 
-def ask(loaded: Loaded, prompt: str) -> Asked:
-    """Errors: `DataError` for a prompt that this model cannot take: too long, empty, or with blanks that it does not know."""
+def ask(loaded: Loaded, prompt: Prompt) -> Asked:
+    """Errors: `DataError` for a prompt that this model cannot take: too long, empty, of a tag or with blanks that it does not know."""
+    if isinstance(prompt, str) and loaded.prompting is not None and loaded.prompting.tag is not None:
+        prompt = Tagged(loaded.prompting.tag, {TEXT: prompt})
+    if isinstance(prompt, Tagged):
+        if prompt.tag is not None:
+            return _ask_for(loaded, prompt)
+        return replace(_ask(loaded, prompt.text), row=prompt)
+    return _ask(loaded, prompt)
+
+
+def _ask(loaded: Loaded, prompt: str) -> Asked:
+    """A text for the model alone."""
     tokenizer, manner, family = loaded.needs_tokenizer(), loaded.manner, loaded.family
     positions = loaded.model.config.max_positions
     if family == "gpt":
@@ -67,6 +80,30 @@ def ask(loaded: Loaded, prompt: str) -> Asked:
         )
     filled = blanks if family != "bart" and blanks.numbers else None
     return Asked(prompt, list(manner.start), source, filled, unspelled=int(manner.forced[0] is not None))
+
+
+def _ask_for(loaded: Loaded, row: Tagged) -> Asked:
+    """A row with a tag."""
+    if loaded.prompting is None:
+        raise DataError(
+            f"asks for the prompt {row.tag!r}, and no prompts were given",
+            where="prompt_tag",
+            fix="--prompts FOLDER",
+        )
+    manner, two_sides = loaded.manner, loaded.family != "gpt"
+    found = loaded.prompting.read(row, loaded.needs_tokenizer(), manner, two_sides=two_sides)
+    room, tokens = loaded.model.config.max_positions, found.tokens
+    if room is not None and len(tokens) + (not two_sides) > room:
+        raise DataError(
+            f"the text has {len(tokens) - found.virtual} tokens, its prompt {found.virtual} virtual ones; the model reads "
+            f"{room - (not two_sides)} at most",
+            where="prompt",
+            fix="shorten the text",
+        )
+    if two_sides:
+        unspelled = int(manner.forced[0] is not None)
+        return Asked(row.text, list(found.start), tokens, unspelled=unspelled, row=row)
+    return Asked(row.text, tokens, context=found.text, row=row)
 
 
 def _beginning(tokenizer: Tokenizer) -> int:

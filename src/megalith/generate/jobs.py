@@ -16,6 +16,7 @@ from megalith.errors import ConfigError, DataError, Problem
 from megalith.generate.asking import ask
 from megalith.generate.guess import GUESSES, Guesses, guess
 from megalith.generate.loading import Loaded
+from megalith.generate.prompting import Prompt
 from megalith.generate.sampling import Sampling
 from megalith.generate.text import Completion, complete, stream
 
@@ -56,18 +57,18 @@ def unfit(family: str, sampling: Sampling, options: Options) -> list[str]:
 
 
 def answer(
-    loaded: Loaded, prompt: str, sampling: Sampling, options: Options, *, number: int = 0
+    loaded: Loaded, prompt: Prompt, sampling: Sampling, options: Options, *, number: int = 0
 ) -> Iterator[str | Answer]:
     """One prompt's answer: pieces of its text, and last all of it."""
     if loaded.family == "bert":
-        (found,) = guess(loaded, [prompt], sampling.top_k or GUESSES)
+        (found,) = guess(loaded, [_plain(prompt)], sampling.top_k or GUESSES)
         yield from (found.text, found)
         return
     yield from stream(loaded, prompt, sampling, number=number, **options.how)
 
 
 def answer_all(
-    loaded: Loaded, prompts: Sequence[str], sampling: Sampling, options: Options
+    loaded: Loaded, prompts: Sequence[Prompt], sampling: Sampling, options: Options
 ) -> Iterator[Answer]:
     """One answer a prompt, in order."""
     if loaded.family != "bert":
@@ -75,13 +76,18 @@ def answer_all(
         return
 
     def work(chosen: Sequence[int]) -> list[Guesses]:
-        return guess(loaded, [prompts[i] for i in chosen], sampling.top_k or GUESSES)
+        return guess(loaded, [_plain(prompts[i]) for i in chosen], sampling.top_k or GUESSES)
 
     yield from in_batches(loaded, prompts, options, work)
 
 
+def _plain(prompt: Prompt) -> str:
+    """A BERT reads no prompts of tasks."""
+    return prompt if isinstance(prompt, str) else prompt.text
+
+
 def continue_all(
-    loaded: Loaded, prompts: Sequence[str], sampling: Sampling, options: Options, *, first: int = 0
+    loaded: Loaded, prompts: Sequence[Prompt], sampling: Sampling, options: Options, *, first: int = 0
 ) -> Iterator[Completion]:
     """One completion a prompt, in order; prompt i draws as row `first` + i."""
 
@@ -98,7 +104,7 @@ def continue_all(
 
 
 def in_batches(
-    loaded: Loaded, prompts: Sequence[str], options: Options, work: Callable[[Sequence[int]], list[Result]]
+    loaded: Loaded, prompts: Sequence[Prompt], options: Options, work: Callable[[Sequence[int]], list[Result]]
 ) -> Iterator[Result]:
     """What `work` makes of the prompts with these numbers, in order: those of about a length together, divided among copies."""
     size = options.batch_size

@@ -1,7 +1,8 @@
 """Files of lines: prompts in, one a line, every line checked before the first is continued; JSON out, one a line.
 
 Plain text: a line is a prompt, without its line end (`\\n` or `\\r\\n`; nothing else ends a line). Names that end in .jsonl or
-.json: a line is a JSON string or an object with the text under "prompt" or "text", so a prompt may hold line ends.
+.json: a line is a JSON string or an object with the text under "prompt" or "text", so a prompt may hold line ends. In a job with
+tasks' prompts an object has the tag under "prompt_tag" (or "taskname"), and the fields of its template.
 
 Knows files, lines and the room that a model has. Knows no decoding.
 """
@@ -16,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megalith.data.tuning_rows import as_text
+from megalith.data.tuning_tasks import TAG, TASK
 from megalith.errors import DataError
 from megalith.generate.asking import ask
 from megalith.generate.loading import Loaded
+from megalith.generate.prompting import TEXT, Prompt, Tagged
 
 STANDARD = "-"
 """Standard input or output, as a file's name."""
@@ -30,14 +34,18 @@ Complaint = tuple[int, str]
 """Line number, from 1, and what is wrong with it."""
 
 
-def read_prompts(path: str) -> list[str]:
-    """The prompts of a file ("-": standard input), one a line; the last line needs no line end.
+def read_prompts(path: str, *, tagged: bool = False) -> list[Prompt]:
+    """The prompts of a file ("-": standard input), one a line; the last line needs no line end. `tagged`: as rows of tasks.
 
     Errors: `DataError` when it cannot be read, holds no line, or holds lines that are no prompts, each named.
     """
     lines = _lines(path)
-    parse = _json_prompt if Path(path).suffix in (".jsonl", ".json") else _plain_prompt
-    prompts: list[str] = []
+    parse: Callable[[bytes], Prompt] = (
+        _json_prompt if Path(path).suffix in (".jsonl", ".json") else _plain_prompt
+    )
+    if tagged:
+        parse = _json_row if parse is _json_prompt else _plain_row
+    prompts: list[Prompt] = []
     complaints: list[Complaint] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -48,7 +56,7 @@ def read_prompts(path: str) -> list[str]:
     return prompts
 
 
-def check_prompts(loaded: Loaded, prompts: Sequence[str], path: str) -> None:
+def check_prompts(loaded: Loaded, prompts: Sequence[Prompt], path: str) -> None:
     """Errors: `DataError` naming every line that the model cannot take: too long, empty, without a blank for a BERT."""
     loaded.manner  # noqa: B018  # what the tokenizer lacks is no line's fault
     complaints: list[Complaint] = []
@@ -102,10 +110,37 @@ def _plain_prompt(line: bytes) -> str:
 def _json_prompt(line: bytes) -> str:
     found = json.loads(line.decode("utf-8"))
     if isinstance(found, dict):
+        if tag := _tag(found):
+            raise ValueError(f"asks for the prompt {tag!r}, and no prompts were given (--prompts FOLDER)")
         found = next((found[key] for key in KEYS if key in found), None)
     if not isinstance(found, str):
         raise ValueError('neither a string nor an object with a string under "prompt" or "text"')
     return found
+
+
+def _plain_row(line: bytes) -> Tagged:
+    return Tagged(None, {TEXT: _plain_prompt(line)})
+
+
+def _json_row(line: bytes) -> Tagged:
+    found = json.loads(line.decode("utf-8"))
+    if isinstance(found, str):
+        found = {TEXT: found}
+    if not isinstance(found, dict):
+        raise ValueError("neither a string nor an object")
+    fields = {str(name): text for name, value in found.items() if (text := as_text(value)) is not None}
+    if TEXT not in fields and "prompt" in fields:
+        fields[TEXT] = fields["prompt"]
+    tag = _tag(found)
+    if tag is None and TEXT not in fields:
+        raise ValueError('has neither a "prompt_tag" nor a "text"')
+    return Tagged(tag, {name: text for name, text in fields.items() if name not in (TAG, TASK)})
+
+
+def _tag(row: Mapping[str, Any]) -> str | None:
+    """The tag that a row asks for; none where it is empty."""
+    named = next((row[key] for key in (TAG, TASK) if row.get(key)), None)
+    return None if named is None else str(named)
 
 
 def _words(error: ValueError) -> str:

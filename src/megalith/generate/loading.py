@@ -17,14 +17,21 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from megalith.adapt.adapter import Adapter, Base
+from megalith.adapt.fingerprint import fingerprint
+from megalith.adapt.lora import LoRA
+from megalith.adapt.merge import fold
+from megalith.adapt.method import Method
 from megalith.checkpoint import foreign as foreign_files
 from megalith.checkpoint.foreign import find, open_foreign
 from megalith.checkpoint.formats.foreign import Foreign
+from megalith.checkpoint.lazy import Lazy
 from megalith.checkpoint.manifest import TOKENIZER
 from megalith.checkpoint.reading import load, read_state, read_tensors
 from megalith.errors import CheckpointError, DataError, MegalithError
 from megalith.generate.crew import Crew
 from megalith.generate.manner import Manner, family_of, manner_of
+from megalith.generate.prompting import Prompting
 from megalith.generate.reading import prepare_for_reading
 from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
@@ -37,6 +44,8 @@ from megalith.tokenizers.load import load_tokenizer
 from megalith.topology.hardware import resolve_precision
 from megalith.topology.precision import precision as precision_of
 from megalith.topology.topology import Topology, choose_device
+
+LORA_NAMES = (".lora_a", ".lora_b")
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,10 @@ class Loaded:
     """What a person should know of a checkpoint that another program wrote."""
     bos: bool | None = None
     """Does a GPT's prompt begin with the tokenizer's [BOS]? None: as it was trained."""
+    prompting: Prompting | None = None
+    """Prompts of tasks that its rows may ask for: see `adapting.use`."""
+    weights: Callable[[], Mapping[str, Lazy]] = dict
+    """Its tensors, as they lie in their files."""
 
     @property
     def family(self) -> str:
@@ -62,6 +75,16 @@ class Loaded:
     def manner(self) -> Manner:
         """What stands around its texts. Errors: as `manner_of`."""
         return manner_of(self.state, self.needs_tokenizer(), self.bos)
+
+    @cached_property
+    def base(self) -> Base:
+        """What adapters belong to. Every process asks, and the main one reads."""
+
+        def read() -> str:
+            return fingerprint(self.family, self.model.config, self.weights())
+
+        hashed = "" if self.tokenizer is None else self.tokenizer.hash()
+        return Base(self.crew.lead(read), str(self.folder), hashed)
 
     @property
     def step(self) -> int:
@@ -95,6 +118,7 @@ class Source:
     exact: bool
     tokens: Path | None
     fill: Callable[[Mapping[str, torch.Tensor], Crew], object]
+    weights: Callable[[], Mapping[str, Lazy]]
     notices: tuple[str, ...] = ()
 
 
@@ -107,6 +131,7 @@ def load_model(
     config_file: str | Path | None = None,
     crew: Crew | None = None,
     families: Sequence[str] = tuple(FAMILIES),
+    lora: Callable[[ModelConfig], Adapter | None] = lambda config: None,
 ) -> Loaded:
     """Loads a checkpoint for reading, whatever wrote it and whatever layout saved it.
 
@@ -115,7 +140,7 @@ def load_model(
     iteration, a rank's folder, a single file, torch_dist). `tokenizer` (a tokenizer.json, or a folder with one) replaces the
     checkpoint's own; `config_file` (JSON or YAML) says what Megatron's files do not. `crew`: the processes that read it
     together, each of which must call this, on its device; else this one alone does, on `device`. `families`: those that the
-    caller can use.
+    caller can use. `lora`: of a model of this config what is merged into the weights.
     Errors: `CheckpointError` when it is not there, is damaged, or holds no model that this version knows; `DataError` for a
     tokenizer that has more tokens than the model; `ConfigError` for a model that cannot be shared by so many.
     """
@@ -133,13 +158,20 @@ def load_model(
         precision = "64"
     numbers = precision_of(resolve_precision(precision, crew.topology.device).value)
     built = source.dtype if source.exact else numbers.parameters
-    model = own_part(model_class, config, crew.topology, built)
+    added = lora(config)
+    method = None if added is None else LoRA.understand(added.settings)
+    model = own_part(model_class, config, crew.topology, built, method)
     allocate(model, crew.topology.device)
-    source.fill({f"model.{name}": p.detach() for name, p in model.named_parameters()}, crew)
+    own = {name: p.detach() for name, p in model.named_parameters() if not name.endswith(LORA_NAMES)}
+    source.fill({f"model.{name}": tensor for name, tensor in own.items()}, crew)
     if built != numbers.parameters:
         model.to(numbers.parameters)
+    if added is not None and method is not None:
+        method.fill([model], added.tensors)
+        fold(model)
     ready = prepare_for_reading(model, numbers.compute)
-    return Loaded(ready, spelling, source.folder, source.state, crew, (*source.notices, *notices))
+    notices = (*source.notices, *notices)
+    return Loaded(ready, spelling, source.folder, source.state, crew, notices, weights=source.weights)
 
 
 def understand_one_of(
@@ -164,9 +196,11 @@ def native(folder: Path) -> Source:
     def fill(tensors: Mapping[str, torch.Tensor], crew: Crew) -> object:
         return load(folder, tensors, team=crew.team)
 
-    return Source(
-        folder, read_state(folder), saved_dtype(folder), True, tokens if tokens.is_dir() else None, fill
-    )
+    def weights() -> Mapping[str, Lazy]:
+        return {lazy.name.removeprefix("model."): lazy for lazy in read_tensors(folder)}
+
+    own = tokens if tokens.is_dir() else None
+    return Source(folder, read_state(folder), saved_dtype(folder), True, own, fill, weights)
 
 
 def of_others(foreign: Foreign) -> Source:
@@ -177,8 +211,9 @@ def of_others(foreign: Foreign) -> Source:
         return foreign_files.load(foreign, tensors, team=crew.team)
 
     return Source(
-        foreign.path, foreign.described(), foreign.dtype, False, foreign.tokenizer, fill, foreign.notices
-    )
+        foreign.path, foreign.described(), foreign.dtype, False, foreign.tokenizer, fill,
+        lambda: foreign.tensors, foreign.notices,
+    )  # fmt: skip
 
 
 def _spelling(
@@ -199,11 +234,21 @@ def saved_dtype(folder: Path) -> torch.dtype:
 
 
 def own_part(
-    model_class: type[LanguageModel], config: ModelConfig, topology: Topology, dtype: torch.dtype
+    model_class: type[LanguageModel],
+    config: ModelConfig,
+    topology: Topology,
+    dtype: torch.dtype,
+    method: Method | None = None,
 ) -> LanguageModel:
-    """What this process holds of a model: its tensor rank's share of its pipeline stage. On meta, without memory."""
+    """What this process holds of a model: its tensor rank's share of its pipeline stage. On meta, without memory.
+
+    `method`: what is put into the whole of it first.
+    """
     with torch.device("meta"):
-        whole = model_class(config).to(dtype)
+        whole = model_class(config)
+        if method is not None:
+            method.install(whole)
+        whole.to(dtype)
     (stage,) = split(whole, topology)
     share_tensors(stage, topology)
     return cast(LanguageModel, stage)

@@ -14,6 +14,7 @@ from megalith.generate.beam import search
 from megalith.generate.blanks import spans
 from megalith.generate.engine import Row, decode
 from megalith.generate.loading import Loaded
+from megalith.generate.prompting import Prompt, Tagged
 from megalith.generate.sampling import Sampling
 from megalith.models.encdec import EncoderDecoder
 from megalith.models.gpt import GPT
@@ -31,7 +32,7 @@ class Completion:
 
     `text` is what stands behind a GPT's prompt, what a decoder wrote, or, of a T5's prompt with blanks, the prompt with these
     filled. `decoded`: what an encoder-decoder's decoder wrote; None: there is none. `score`: a beam search's. `length` counts the
-    tokens of prompt and continuation, of an encoder-decoder the longer of both sides.
+    tokens of prompt and continuation, of an encoder-decoder the longer of both sides. `row`: that of a job with tasks' prompts.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Completion:
     length: int = 0
     decoded: str | None = None
     score: float | None = None
+    row: Tagged | None = None
 
     @classmethod
     def of(cls, asked: Asked, spelled: str, row: Row, *, logprobs: bool) -> Completion:
@@ -51,10 +53,14 @@ class Completion:
             decoded, length = spelled, max(length, len(asked.source))
         if asked.blanks is not None:
             text = asked.blanks.filled(spans(spelled, asked.blanks.numbers))
-        return cls(asked.prompt, text, row.continuation, row.finished, known, length, decoded, row.score)
+        made = row.continuation
+        return cls(asked.prompt, text, made, row.finished, known, length, decoded, row.score, asked.row)
 
     def to_json(self) -> dict[str, Any]:
-        """{"prompt", "text", "decoded"?, "tokens", "logprobs"?, "score"?, "finished"}."""
+        """{"prompt", "text", "decoded"?, "tokens", "logprobs"?, "score"?, "finished"}; of a job with tasks' prompts
+        {"prompt_tag", "text", "completion", "tokens", "token_logprobs"?, "finish_reason"}."""
+        if self.row is not None:
+            return self._of_task(self.row.tag)
         row: dict[str, Any] = {"prompt": self.prompt, "text": self.text}
         if self.decoded is not None:
             row["decoded"] = self.decoded
@@ -65,10 +71,21 @@ class Completion:
             row["score"] = round(self.score, 6)
         return {**row, "finished": self.finished}
 
+    def _of_task(self, tag: str | None) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "prompt_tag": tag,
+            "text": self.prompt,
+            "completion": self.text,
+            "tokens": self.tokens,
+        }
+        if self.logprobs is not None:
+            row["token_logprobs"] = [round(value, 6) for value in self.logprobs]
+        return {**row, "finish_reason": self.finished}
+
 
 def complete(
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
     numbers: Sequence[int] | None = None,
@@ -110,7 +127,7 @@ def complete(
 
 def search_texts(
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
     recompute: bool = False,
@@ -128,7 +145,7 @@ def search_texts(
 
 def stream(
     loaded: Loaded,
-    prompt: str,
+    prompt: Prompt,
     sampling: Sampling,
     *,
     number: int = 0,
