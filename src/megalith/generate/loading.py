@@ -20,7 +20,7 @@ from torch import nn
 from megalith.adapt.adapter import Adapter, Base
 from megalith.adapt.fingerprint import fingerprint
 from megalith.adapt.lora import LoRA
-from megalith.adapt.merge import fold
+from megalith.adapt.merge import merge, probe
 from megalith.adapt.method import Method
 from megalith.checkpoint import foreign as foreign_files
 from megalith.checkpoint.foreign import find, open_foreign
@@ -37,6 +37,7 @@ from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
 from megalith.models.family import ARCHITECTURE, FAMILIES, understand
 from megalith.models.stack import LanguageModel
+from megalith.nn.lora import LoRALinear
 from megalith.parallel.pipeline import split
 from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
@@ -168,7 +169,7 @@ def load_model(
         model.to(numbers.parameters)
     if added is not None and method is not None:
         method.fill([model], added.tensors)
-        fold(model)
+        merge(model, probe(model))
     ready = prepare_for_reading(model, numbers.compute)
     notices = (*source.notices, *notices)
     return Loaded(ready, spelling, source.folder, source.state, crew, notices, weights=source.weights)
@@ -252,6 +253,12 @@ def own_part(
     (stage,) = split(whole, topology)
     share_tensors(stage, topology)
     return cast(LanguageModel, stage)
+
+
+def merged(model: LanguageModel) -> None:
+    """LoRA into the weights, where this stage has any, with the logits as proof."""
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        merge(model, probe(model))
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:
