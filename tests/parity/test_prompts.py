@@ -50,18 +50,20 @@ QUICK = {
     "second task": {"tp2+sp"},
     "bart": {"tp2+sp×pp2"},
 }  # fmt: skip
-UNEVEN = {
-    ("bart", name) for name in LAYOUTS if name.startswith("pp4") or "interleaved" in name or "bubble" in name
-}
-"""Three layers of a decoder in stages of one."""
 
 
-def every():
-    for name in CASES:
-        for layout in LAYOUTS:
-            if name != "fp32" and (name, layout) not in UNEVEN:
-                slow = layout not in QUICK.get(name, ())
-                yield pytest.param(name, layout, marks=[pytest.mark.slow] if slow else [])
+def fits(name: str, layout: str) -> bool:
+    """Two key-value heads are not for four ranks, nor a decoder's three layers for stages of one."""
+    uneven = name == "bart" and any(word in layout for word in ("pp4", "interleaved", "bubble"))
+    return not uneven and not (name in ("llama", "p-tuning mlp") and "tp4" in layout)
+
+
+EVERY = [
+    pytest.param(name, layout, marks=[] if layout in QUICK.get(name, ()) else [pytest.mark.slow])
+    for name in CASES
+    for layout in LAYOUTS
+    if name != "fp32" and fits(name, layout)
+]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def reference(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("name", "layout"), list(every()))
+@pytest.mark.parametrize(("name", "layout"), EVERY)
 def test_every_layout(rank_pool, reference, name, layout):
     assert_parity(rank_pool, CASES[name], LAYOUTS[layout], reference=reference(name))
 
