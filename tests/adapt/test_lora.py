@@ -242,6 +242,12 @@ def test_narrower_weights_round(dtype, allowed):
     assert 0 < merged.error < allowed * merged.largest
 
 
+def test_a_stage_without_lora_has_nothing_to_merge():
+    model = one_process(CONFIGS["gpt2"], Warm(rank=3))
+    fold(model)
+    assert merge(model, probe(model)) == (0, 0.0, 0.0)
+
+
 def test_beyond_its_tolerance_a_merge_is_refused():
     model = one_process(CONFIGS["gpt2"], Warm(rank=3))
     model.blocks["0"].attention.qkv.scale = 3.0

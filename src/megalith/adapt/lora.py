@@ -62,7 +62,7 @@ class LoRA(Method):
             ("targets", list(self.targets), bool(self.targets), f"{EVERY}, or qkv, out, up, down …"),
         )
         problems = [
-            Problem(f"lora.{key}", f"{value!r} cannot be", fix)
+            Problem(f"model.lora.{key}", f"{value!r} cannot be", fix)
             for key, value, legal, fix in checks
             if not legal
         ]
@@ -95,7 +95,7 @@ class LoRA(Method):
     def _check(self, found: Mapping[str, Linear]) -> None:
         problems = [
             Problem(
-                "lora.rank",
+                "model.lora.rank",
                 f"{self.rank_of(name)} is more than {name} has: {linear.weight.shape[1]} → {linear.weight.shape[0]}",
                 f"at most {min(linear.weight.shape)}, where a low-rank product could be anything",
             )
@@ -234,7 +234,7 @@ def _unknown(target: str, products: Mapping[str, Linear]) -> Problem:
     names = dict.fromkeys(name.rpartition(".")[2] for name in products)
     axes = dict.fromkeys(f"{linear.axes[1]}->{linear.axes[0]}" for linear in products.values())
     return Problem(
-        "lora.targets",
+        "model.lora.targets",
         f"the model has no product called {target!r}",
         f"{EVERY}; by name {', '.join(names)}; by axes {', '.join(axes)}; or a pattern of names such as {next(iter(products))}",
     )
@@ -244,7 +244,7 @@ def _part(native: str, left: Sequence[str]) -> Problem:
     where = re.sub(r"\.\d+\.", ".*.", native)
     names = " and ".join(module.rpartition(".")[2] for module in left)
     return Problem(
-        "lora.targets",
+        "model.lora.targets",
         f"{where} learns as one, and of it {names} {'is' if len(left) == 1 else 'are'} no target",
         f"add {names}, or say {native.rpartition('.')[2]}",
     )

@@ -50,13 +50,16 @@ def merge(model: nn.Module, logits: Callable[[], torch.Tensor], *, tolerance: fl
     """`fold` with a check: `logits` runs the model, in evaluation, and is asked before and after.
 
     `tolerance`: of the largest logit; None: by the weights' dtype. On tensor-parallel ranks all call it and each folds what it
-    holds. Errors: `CheckpointError` where logits differ by more, or are no numbers; the model is then of no use.
+    holds. A model, or a stage, without LoRA stays as it is. Errors: `CheckpointError` where logits differ by more, or are no
+    numbers; the model is then of no use.
     """
+    dtypes = [module.weight.dtype for module in model.modules() if isinstance(module, LoRALinear)]
+    if not dtypes:
+        return Merged(0, 0.0, 0.0)
     before = logits().double()
-    dtype = next(m.weight.dtype for m in model.modules() if isinstance(m, LoRALinear))
     layers = fold(model)
     after = logits().double()
-    allowed = TOLERANCES.get(dtype, NARROW) if tolerance is None else tolerance
+    allowed = TOLERANCES.get(dtypes[0], NARROW) if tolerance is None else tolerance
     found = Merged(layers, (after - before).abs().max().item(), before.abs().max().item())
     if not found.error <= allowed * found.largest:
         raise CheckpointError(

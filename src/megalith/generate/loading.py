@@ -37,7 +37,6 @@ from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
 from megalith.models.family import ARCHITECTURE, FAMILIES, understand
 from megalith.models.stack import LanguageModel
-from megalith.nn.lora import LoRALinear
 from megalith.parallel.pipeline import split
 from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
@@ -253,12 +252,6 @@ def own_part(
     (stage,) = split(whole, topology)
     share_tensors(stage, topology)
     return cast(LanguageModel, stage)
-
-
-def merged(model: LanguageModel) -> None:
-    """LoRA into the weights, where this stage has any, with the logits as proof."""
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
-        merge(model, probe(model))
 
 
 def allocate(model: nn.Module, device: torch.device) -> None:

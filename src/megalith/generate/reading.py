@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup
 
 from megalith.models.stack import LanguageModel
 from megalith.nn.linear import Linear
+from megalith.nn.lora import LoRALinear
 from megalith.parallel.layers import RowParallelLinear, VocabParallelEmbedding, local
 from megalith.topology import collectives
 
@@ -65,6 +66,7 @@ class ReadingLinear(nn.Module):
 
     def __init__(self, linear: Linear, dtype: torch.dtype | None) -> None:
         super().__init__()
+        assert not isinstance(linear, LoRALinear), "LoRA is merged before a model is made ready for reading"
         self.shape, self.axes = tuple(linear.weight.shape), linear.axes
         weight = local(linear.weight.detach())
         bias = None if linear.bias is None else local(linear.bias.detach())
