@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import gcd
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 
 from megalith.checkpoint.team import Team
 from megalith.errors import ConfigError, Problem
-from megalith.generate.layout import Layout
+from megalith.generate.layout import SHARING, Layout
 from megalith.generate.relay import Relay
 from megalith.models.config import ModelConfig
 from megalith.models.encdec_config import EncoderDecoderConfig
@@ -55,18 +56,23 @@ class Crew:
         """Is there no other process?"""
         return self.topology.mesh is None
 
-    @property
+    @cached_property
     def relay(self) -> Relay:
         """What passes between the pipeline stages of this process's copy of the model."""
-        return Relay(self.topology)
+        return Relay.of(self.topology)
+
+    @cached_property
+    def _sharing(self) -> list[dist.ProcessGroup]:
+        """The groups of the axes along which a copy is shared."""
+        groups = (self.topology.group(axis) for axis in SHARING)
+        return [group for group in groups if group is not None]
 
     def same(self, tokens: torch.Tensor) -> torch.Tensor:
         """The tokens that the first process of those that share a copy of the model chose, on all of them."""
         self.beat()
-        for axis in ("tensor", "pipeline"):
-            if (group := self.topology.group(axis)) is not None:
-                tokens = tokens.contiguous()
-                dist.broadcast(tokens, group=group, group_src=0)
+        for group in self._sharing:
+            tokens = tokens.contiguous()
+            dist.broadcast(tokens, group=group, group_src=0)
         return tokens
 
     def divide(
@@ -87,8 +93,7 @@ class Crew:
             if report is not None:
                 report(min(number - first + step, len(batches)))
         if step > 1:
-            speaks = self.topology.rank("tensor") == self.topology.rank("pipeline") == 0
-            mine = found if speaks else {}
+            mine = found if not any(self.topology.rank(axis) for axis in SHARING) else {}
             found = {
                 number: result for part in self.team.together(lambda: mine) for number, result in part.items()
             }

@@ -12,7 +12,7 @@ Legend: B rows, T tokens, D width, V vocabulary
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,9 +24,16 @@ from megalith.topology.topology import Topology
 
 @dataclass(frozen=True)
 class Relay:
-    """The messages of this process's stage."""
+    """The messages of stage `rank` of `size`. A mesh takes a tenth of a millisecond to name a group, so it is asked once."""
 
-    topology: Topology = field(default_factory=Topology.single)
+    group: dist.ProcessGroup | None = None
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of(cls, topology: Topology) -> Relay:
+        """That of this process."""
+        return cls(topology.group("pipeline"), topology.rank("pipeline"), topology.size("pipeline"))
 
     def forward(self, model: LanguageModel, tokens: torch.Tensor, **how: Any) -> torch.Tensor:
         """Tokens (B, T) through a model of one tower → (B, T, D): the last stage's hidden states; on others what they sent."""
@@ -38,14 +45,13 @@ class Relay:
         weight = next(model.parameters())
         shape, dtype = (rows, length, model.config.hidden_size), model.residual_dtype or weight.dtype
         hidden = torch.empty(shape, dtype=dtype, device=weight.device)
-        dist.recv(hidden, group=self.topology.group("pipeline"), group_src=self.topology.rank("pipeline") - 1)
+        dist.recv(hidden, group=self.group, group_src=self.rank - 1)
         return hidden
 
     def send(self, model: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
         """The same hidden states (B, T, D); the stage behind, where there is one, gets them as well."""
         if not model.last:
-            behind = self.topology.rank("pipeline") + 1
-            dist.send(hidden.contiguous(), group=self.topology.group("pipeline"), group_dst=behind)
+            dist.send(hidden.contiguous(), group=self.group, group_dst=self.rank + 1)
         return hidden
 
     def logits(self, model: LanguageModel, hidden: torch.Tensor | None, rows: int) -> torch.Tensor:
@@ -58,9 +64,8 @@ class Relay:
 
     def of_last(self, numbers: torch.Tensor) -> torch.Tensor:
         """The last stage's numbers, on every stage; the others give as many, of the same dtype."""
-        group = self.topology.group("pipeline")
-        if group is None:
+        if self.group is None:
             return numbers
         numbers = numbers.contiguous()
-        dist.broadcast(numbers, group=group, group_src=self.topology.size("pipeline") - 1)
+        dist.broadcast(numbers, group=self.group, group_src=self.size - 1)
         return numbers
