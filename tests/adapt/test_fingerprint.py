@@ -74,6 +74,7 @@ def test_the_same_for_changes_that_do_not_count(tmp_path):
         "hidden_dropout": 0.3,
         "init_method_std": 1.0,
         "make_vocab_size_divisible_by": 8,
+        "vocab_size": 384,
         "attention_core": "eager",
     }
     assert fingerprint("gpt", config.model_copy(update=training), tensors) == known

@@ -3,7 +3,8 @@
     architecture (what a model computes, not how it was trained) ─┐
     a few rows of its tensors, by our names, rounded to bf16 ─────┴─ SHA-256
 
-Rows are rounded so that a copy in bf16 is the same model. Rows that pad a vocabulary are left out, for formats pad differently.
+Rows are rounded so that a copy in bf16 is the same model. Of a vocabulary the first rows are looked at and its size is not, for
+formats pad it differently, and some do not say where it ends.
 Of matrices the first, the middle and the last layer's are looked at: some must be made whole to be read. Of vectors all are.
 
 Knows configs and lazy tensors. Knows no format.
@@ -26,13 +27,13 @@ from megalith.models.config import ModelConfig, effective
 
 TRAINING = (
     "hidden_dropout", "attention_dropout", "attention_core", "init_method_std", "use_scaled_init_method",
-    "make_vocab_size_divisible_by",
+    "make_vocab_size_divisible_by", "vocab_size",
 )  # fmt: skip
 """Fields that change how a model is trained or stored, not what it computes."""
 VOCABULARY = ("token_embedding.weight", "head.weight", "output_bias.bias")
 """Tensors with a row a token, which may be padded."""
-ROWS = 4
-"""Neighbouring rows of a matrix that are looked at."""
+ROWS, TOKENS = 4, 16
+"""Neighbouring rows of a matrix, and first rows of a vocabulary, that are looked at."""
 _LAYER = re.compile(r"^(.*blocks)\.(\d+)\.")
 
 
@@ -50,7 +51,7 @@ def fingerprint(family: str, config: ModelConfig, tensors: Mapping[str, Lazy]) -
         if name.startswith("prompts.") or not _looked_at(name, tensors[name], depths):
             continue
         digest.update(f"\n{name}\n".encode())
-        sample = _sample(name, tensors[name], config.vocab_size).to(torch.float32).to(torch.bfloat16)
+        sample = _sample(name, tensors[name]).to(torch.float32).to(torch.bfloat16)
         digest.update(raw_bytes(sample.contiguous()))
     return digest.hexdigest()
 
@@ -71,8 +72,10 @@ def _looked_at(name: str, lazy: Lazy, depths: Mapping[str, int]) -> bool:
     return int(match[2]) in (0, depth // 2, depth - 1)
 
 
-def _sample(name: str, lazy: Lazy, vocabulary: int) -> torch.Tensor:
-    rows = min(lazy.shape[0], vocabulary) if name in VOCABULARY else lazy.shape[0]
+def _sample(name: str, lazy: Lazy) -> torch.Tensor:
+    rows = lazy.shape[0]
+    if name in VOCABULARY:
+        return lazy.rows(0, min(TOKENS, rows))
     if len(lazy.shape) < 2:
         return lazy.rows(0, rows)
     start = max(0, rows // 2 - ROWS // 2)

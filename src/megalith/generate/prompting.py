@@ -80,6 +80,8 @@ class Prompting:
             tuple(said.get(name, usual))
             for name, usual in (("before", manner.before), ("behind", manner.behind), ("start", manner.start))
         )
+        if manner.forced[0] is not None and start[-1:] == (manner.forced[0],):
+            start = start[:-1]  # a word that a decoder is made to say first is said by it
         rules = Rules(sys.maxsize, before=before, behind=behind, start=start if two_sides else None)
         sample = Maker(tokenizer, [task], rules).sample(task, {**row.fields, task.answer: ""})
         tokens = (sample.tokens if sample.encoder is None else sample.encoder).tolist()
