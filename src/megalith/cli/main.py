@@ -72,6 +72,9 @@ COMMANDS: dict[str, Command] = {
     "parity": Command("megalith.cli.parity:parity", "Compare a layout with one process, number by number."),
     "evaluate": Command("megalith.cli.evaluate:app", "Measure a model: perplexity, WikiText, LAMBADA."),
     "generate": Command("megalith.cli.generate:generate", "Continue a text, a file of texts, or nothing."),
+    "adapter": Command(
+        "megalith.cli.adapter:app", "What tuning made: look into it, write it for PEFT or NeMo."
+    ),
     "checkpoint": Command(
         "megalith.cli.checkpoint:app", "Look into checkpoints, and check that they are whole."
     ),
