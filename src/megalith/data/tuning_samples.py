@@ -139,8 +139,8 @@ class Maker:
         key = self.tasks[0].key
         if key is None:  # rows of one kind; which of several spellings, the file's first row says
             there = first_fields(file)
-            task = next((task for task in self.tasks if set(task.fields) <= there), self.tasks[0])
-            return [(task, row) for row in read_rows(file, task.fields)]
+            spelled = next((task for task in self.tasks if set(task.fields) <= there), self.tasks[0])
+            return [(spelled, row) for row in read_rows(file, spelled.fields)]
         every = dict.fromkeys(name for task in self.tasks for name in task.fields)
         common = [name for name in every if all(name in task.fields for task in self.tasks)]
         others = [name for name in every if name not in common]
