@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -103,11 +104,16 @@ def wait_until(condition, *, alive, seconds=60.0):
     raise AssertionError("neither came within the time")
 
 
-def running(pid):
+def state(pid):
+    """The kernel's letter for what the process does now (proc(5)): X, gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
+
+
+def running(pid):
+    return state(pid) not in "ZX"
 
 
 def test_kill_and_the_same_command_again(corpus, truth, tmp_path):
@@ -131,6 +137,24 @@ def test_kill_and_the_same_command_again(corpus, truth, tmp_path):
     assert_equal_to(truth, tmp_path)
 
 
+def stopped_in_a_save(pid, root, chance):
+    """Whether the run ``pid`` now stands still with a save half done; it goes on, when not.
+
+    A save of this model lasts a millisecond: a kill that is sent upon seeing one may well come after it.
+    """
+    if not any(root.glob("*.partial")):
+        return False
+    time.sleep(chance.random() * 0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        while running(pid) and state(pid) != "T":
+            time.sleep(0.0001)
+        if running(pid) and any(root.glob("*.partial")):
+            return True
+        os.kill(pid, signal.SIGCONT)
+    return False
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_kills_in_the_midst_of_saves(corpus, truth, zygote, tmp_path, asynchronous):
     more = [*EVERY_STEP, f"{SAVE}.asynchronous={str(asynchronous).lower()}"]
@@ -140,11 +164,10 @@ def test_kills_in_the_midst_of_saves(corpus, truth, zygote, tmp_path, asynchrono
         goal = last_step(tmp_path) + chance.randrange(1, 5)
         pid = zygote.start(command(corpus, tmp_path, *more), log)
 
-        def saving(goal=goal):
-            return last_step(tmp_path) >= goal and any(root.glob("*.partial"))
+        def saving(pid=pid, goal=goal):
+            return last_step(tmp_path) >= goal and stopped_in_a_save(pid, root, chance)
 
         if wait_until(saving, alive=lambda pid=pid: running(pid)):
-            time.sleep(chance.random() * 0.004)
             os.kill(pid, signal.SIGKILL)
         assert zygote.wait(pid) in (-signal.SIGKILL, EXIT_SUCCESS)
         half_done += any(root.glob("*.partial")) or any(root.glob("*.old"))

@@ -40,18 +40,21 @@ def family_of(corpus: Path) -> str:
 
 
 def make_sentences(folder: Path) -> Path:
-    """Documents of two to six sentences; `vocab.txt` knows their words."""
+    """Documents of two to six sentences, in `whole` not cut into them; `vocab.txt` knows their words."""
     words = [f"w{i:02d}" for i in range(23)]
     (folder / "tok").mkdir()
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     (folder / "tok/vocab.txt").write_text("\n".join(vocabulary) + "\n")
     files = TokenizerFiles(type=WORD_PIECE_CASE, vocab_file=str(folder / "tok/vocab.txt"))
     tokenizer = load_tokenizer(files)
-    for name, documents in (("nano", range(200)), ("more", range(200, 260))):
+    for name, documents in (("nano", range(200)), ("more", range(200, 260)), ("whole", range(200))):
         with IndexedWriter(folder / name, np.uint16) as writer:
             for d in documents:
-                for s in range(2 + d % 5):
-                    text = " ".join(words[(i * 7 + d * 3 + s) % 23] for i in range(3 + (d + s) % 5))
+                texts = [
+                    " ".join(words[(i * 7 + d * 3 + s) % 23] for i in range(3 + (d + s) % 5))
+                    for s in range(2 + d % 5)
+                ]
+                for text in [" ".join(texts)] if name == "whole" else texts:
                     writer.add_item(tokenizer.encode(text))
                 writer.end_document()
             writer.finish()

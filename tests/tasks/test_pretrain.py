@@ -77,6 +77,17 @@ def test_a_run_trains_logs_and_saves(corpus, whole):
     assert {"architecture", "data_plan", "tokenizer", "origin", "scaler", "seed", "updates"} <= state.keys()
 
 
+@pytest.mark.parametrize("corpus", ["t5"], indirect=True)
+def test_a_prefix_language_model(corpus, tmp_path):
+    """T5's other objective: the decoder goes on where the encoder's half of a window ends."""
+    documents = f"model.data.data_prefix=[{corpus}/whole]"
+    code, text = pretrain(corpus, tmp_path, "model.data.dataset_type=t5_prefix_lm", documents)
+    assert code == EXIT_SUCCESS
+    assert "done: step 12 of 12" in text
+    found = losses(tmp_path)
+    assert found[12] < found[1]
+
+
 def assert_terms(family, folder, text):
     """A BERT's loss is a sum, and its perplexity that of the masked tokens; other losses have no parts."""
     (train,) = (row for row in rows(folder) if row["step"] == 12 and "train_loss" in row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from rich.console import Console
 from megalith.config.compose import gather, settle
 from megalith.data.schedule import BatchRampUp
 from megalith.errors import ConfigError, DataError
-from megalith.tasks.pretrain_config import PretrainGPTConfig
+from megalith.tasks.pretrain_config import ROOTS, PretrainGPTConfig
 from megalith.tasks.pretrain_data import open_data
 from megalith.tasks.show_batch import consumed_before, read_rows, show
 from megalith.tokenizers.load import load_tokenizer
 from megalith.topology.topology import Topology
+
+from .nano import make_corpus, overrides
 
 
 @pytest.fixture
@@ -82,3 +85,39 @@ def test_where_a_step_begins():
     assert consumed_before(changed, 12, 10, 80) == 88
     with pytest.raises(ConfigError, match="the batch size was changed before step 10"):
         consumed_before(changed, 9, 10, 80)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "words"),
+    [
+        ("bert", (), ("of 16 tokens · halves of", "[CLS]", "are guessed")),
+        ("t5", (), ("encoder:", "decoder:", "‹0›")),
+        (
+            "t5",
+            ("model.data.dataset_type=t5_prefix_lm", "model.data.data_prefix=[{}/whole]"),
+            ("encoder:", "decoder:"),
+        ),
+        ("bart", (), ("encoder:", "decoder:", "[MASK]")),
+    ],
+)
+def test_other_families_rows(family, more, words, tmp_path):
+    """The words of the corpus are spelled, and what is to be guessed is marked: the very rows of the loader."""
+    corpus = make_corpus(tmp_path / "corpus", family)
+    config = settle(
+        ROOTS[family],
+        gather(
+            ROOTS[family],
+            overrides=overrides(corpus, tmp_path / "run", *(each.format(corpus) for each in more)),
+        ),
+    )
+    text = shown(config, 2)
+    assert "step 2 (0 is the first) reads samples 8 to 11; 4 of its 4 rows:" in text
+    for word in words:
+        assert word in text
+    tokenizer = load_tokenizer(config.config.model.tokenizer)
+    data = open_data(config.config, tokenizer, Topology.single("cpu"), vocab_size=tokenizer.vocab_size)
+    batches = data.training(8)
+    batch = next(batches)
+    batches.close()
+    spelled = {tokenizer.decode([t]) for t in batch["tokens"].flatten().tolist() if t}
+    assert {word for word in spelled if word.startswith("w")} <= set(re.split(r"[\s⟦⟧←=‹›]+", text))
