@@ -39,6 +39,8 @@ CASES = {
     "bart": case(encoder_decoder(**BART), SoftPrompts([TEXT, RANDOM])),
 }
 CASES["fp32"] = replace(CASES["gpt2"], precision="32")
+CASES["compiled"] = replace(CASES["gpt2"], compile=True)
+APART = ("fp32", "compiled")
 LAYOUTS = layouts()
 QUICK = {
     "gpt2": {
@@ -62,7 +64,7 @@ EVERY = [
     pytest.param(name, layout, marks=[] if layout in QUICK.get(name, ()) else [pytest.mark.slow])
     for name in CASES
     for layout in LAYOUTS
-    if name != "fp32" and fits(name, layout)
+    if name not in APART and fits(name, layout)
 ]
 
 
@@ -93,3 +95,24 @@ def test_in_fp32_they_differ_by_rounding(rank_pool, reference, layout):
     """float64 hides what gloo lacks."""
     found = by_kind(compare(rank_pool, CASES["fp32"], LAYOUTS[layout], reference("fp32")))
     assert max(found["loss"], found["gradient"], found["norm"], found["evaluation"], found["weight"]) < 1e-4
+
+
+@pytest.mark.parametrize("how", [{"offload": True}, {"overlap": False}], ids=lambda how: next(iter(how)))
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "shard_grads2",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("replicate2", "cp2-zero2", "tp2×shard_grads2")
+        ),
+    ],
+)
+def test_where_shares_lie_and_when_they_are_summed(rank_pool, reference, layout, how):
+    assert_parity(rank_pool, CASES["gpt2"], replace(LAYOUTS[layout], **how), reference=reference("gpt2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp2+sp", "pp2", "shard_all2", "cp2"])
+def test_compiled_blocks(rank_pool, reference, layout):
+    assert_parity(rank_pool, CASES["compiled"], LAYOUTS[layout], reference=reference("gpt2"))
