@@ -12,11 +12,13 @@ from megalith.adapt.adapter import Adapter
 from megalith.adapt.artefact import save
 from megalith.adapt.lora import LoRA
 from megalith.adapt.method import Tag
+from megalith.checkpoint.native import Checkpointer
 from megalith.errors import CheckpointError, ConfigError, DataError
 from megalith.generate.adapting import load_adapted, use
 from megalith.generate.asking import ask
 from megalith.generate.jobs import Options, continue_all
 from megalith.generate.loading import load_model
+from megalith.generate.manner import Manner
 from megalith.generate.prompting import Tagged
 from megalith.generate.sampling import Sampling
 from megalith.generate.text import stream
@@ -200,6 +202,35 @@ def test_a_template_places_virtual_tokens_within_the_text(tuned):
     assert ask(loaded, Tagged("b", {"text": "the"})).tokens == [v + 4, v + 5, v + 6, *encode("the")]
     with pytest.raises(DataError, match="has no text, which a needs"):
         ask(loaded, Tagged("a", {"sentence": "the cat"}))
+
+
+def test_what_a_decoder_is_made_to_say_first_is_said_once(tuned):
+    """BART's samples begin with </s> <s>; when it writes, <s> is forced behind </s>."""
+    _, _, adapter, folder = tuned("t5")
+    said = Adapter(**{**vars(adapter), "tasks": {"a": {"before": [4], "behind": [6], "start": [9, 7]}}})
+    loaded = load_adapted(folder.parent, [said], precision="64")
+    words = loaded.tokenizer.encode("the cat")
+    for manner, start in ((Manner(start=(9,), forced=(7, 9)), (9,)), (Manner(start=(1,)), (9, 7))):
+        found = loaded.prompting.read(ROWS[0], loaded.tokenizer, manner, two_sides=True)
+        v = loaded.model.config.vocab_size
+        assert found.tokens == [v, v + 1, v + 2, v + 3, 4, *words, 6]
+        assert (found.start, found.virtual) == (start, 4)
+    other = loaded.prompting.read(ROWS[2], loaded.tokenizer, Manner((5,), (8,), (1,)), two_sides=True)
+    assert (other.tokens[3:], other.start) == (
+        [5, *words, 8],
+        (1,),
+    )  # of a tag that says nothing: the model's own manner
+
+
+def test_a_tuning_runs_own_checkpoints_are_no_model(tuned, tmp_path):
+    run, *_ = tuned("gpt")
+    loaded = load_model(run, precision="64")
+    state = {**loaded.state, "tuning": {"method": "soft-prompt"}}
+    Checkpointer(tmp_path / "checkpoints", Topology.single("cpu")).save(
+        7, {"model.prompts.tables.0.tokens": torch.ones(2, 32)}, state, config_yaml=""
+    )
+    with pytest.raises(CheckpointError, match="it holds what a tuning trains, not the model"):
+        load_model(tmp_path, precision="64")
 
 
 def test_a_prompt_without_effect_is_told(tmp_path):

@@ -21,6 +21,8 @@ from megalith.errors import CheckpointError, ConfigError, Problem
 
 SOFT_PROMPT, P_TUNING, LORA = "soft-prompt", "p-tuning", "lora"
 WITH_TAGS = (SOFT_PROMPT, P_TUNING)
+TUNING = "tuning"
+"""Section of a step folder's state that says what its run tunes: the folder may hold that alone, and no model."""
 TABLE = re.compile(r"prompts\.(\d+)\.(tokens|positions)")
 DAMAGED = "copy it again, or make it again from its run"
 SHOWN = 8

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from megalith.adapt.adapter import Adapter, Base
+from megalith.adapt.adapter import TUNING, Adapter, Base
 from megalith.adapt.fingerprint import fingerprint
 from megalith.adapt.lora import LoRA
 from megalith.adapt.merge import merge, probe
@@ -199,8 +199,14 @@ def native(folder: Path) -> Source:
     def weights() -> Mapping[str, Lazy]:
         return {lazy.name.removeprefix("model."): lazy for lazy in read_tensors(folder)}
 
-    own = tokens if tokens.is_dir() else None
-    return Source(folder, read_state(folder), saved_dtype(folder), True, own, fill, weights)
+    own, state = tokens if tokens.is_dir() else None, read_state(folder)
+    if state.get(TUNING, {}).get("method", "full") != "full":
+        raise CheckpointError(
+            "it holds what a tuning trains, not the model",
+            where=str(folder),
+            fix="give the model that was tuned, and the tuning run's folder as --prompts",
+        )
+    return Source(folder, state, saved_dtype(folder), True, own, fill, weights)
 
 
 def of_others(foreign: Foreign) -> Source:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from megalith.adapt.adapter import Adapter
+from megalith.adapt.adapter import TUNING, Adapter
 from megalith.adapt.artefact import RUN, save
 from megalith.adapt.lora import LoRA
 from megalith.adapt.method import Method
@@ -44,7 +44,7 @@ from megalith.tasks.pretrain_parts import (
     settle_process,
 )
 from megalith.tasks.processes import agreed, make_topology
-from megalith.tasks.tuning_base import STATE, Base, open_base, tokenizer_of
+from megalith.tasks.tuning_base import Base, open_base, tokenizer_of
 from megalith.tasks.tuning_config import TuneConfig
 from megalith.tasks.tuning_data import TuningData, open_tuning_data, rules_of
 from megalith.tokenizers.base import Tokenizer
@@ -92,7 +92,7 @@ class TuneParts(Parts):
     @property
     def kept(self) -> dict[str, Any]:
         """What the run tunes: another one is not to go on with it."""
-        return {STATE: signature(self.tune, self.method)}
+        return {TUNING: signature(self.tune, self.method)}
 
     def fill(self, saver: Saver) -> None:
         """The model's weights, earlier prompts, and how new ones begin."""
@@ -312,7 +312,7 @@ def choose(config: TuneConfig, base: Base, method: Method | None) -> tuple[Exper
     resumes = config.exp_manager.resume_if_exists
     own, _ = newest_verified(experiment.checkpoints) if resumes else (None, [])
     if own is not None:
-        _refuse_other_run(own, experiment, read_state(own).get(STATE), signature(config, method))
+        _refuse_other_run(own, experiment, read_state(own).get(TUNING), signature(config, method))
     start = choose_start(
         experiment.checkpoints,
         resume_if_exists=resumes,

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from megalith.adapt.adapter import Adapter, check_base
+from megalith.adapt.adapter import TUNING, Adapter, check_base
 from megalith.adapt.adapter import Base as Fingerprint
 from megalith.adapt.artefact import JSON, RUN, open_adapter
 from megalith.adapt.fingerprint import fingerprint_of
@@ -40,8 +40,6 @@ from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.training.experiment import DEFAULT_FOLDER
 
-STATE = "tuning"
-"""Section of a step folder's state that says what its run tunes."""
 PACKAGED: Mapping[MethodName, str] = {
     "soft-prompt": "megatron_prompt_tuning_gpt",
     "p-tuning": "megatron_gpt_prompt_learning_config",
@@ -161,7 +159,7 @@ def _model(place: Path) -> Base:
             tuple(n for n in foreign.notices if "soft prompts" not in n), foreign,
         )  # fmt: skip
     state = read_state(found.folder)
-    if STATE in state and state[STATE]["method"] != "full":
+    if TUNING in state and state[TUNING]["method"] != "full":
         raise CheckpointError(
             "it holds what a tuning trains, not the model",
             where=str(found.folder),
