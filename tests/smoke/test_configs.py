@@ -12,8 +12,12 @@ from megalith.config.sources import PACKAGED
 from megalith.config.tree import get
 from megalith.models.config import effective
 from megalith.tasks.pretrain_config import ROOTS, PretrainGPTConfig
+from megalith.tasks.tuning_config import PACKAGED as TUNED_BY
+from megalith.tasks.tuning_config import TUNE_ROOTS, TWO_SIDES
 
-FILES = sorted(PACKAGED.rglob("*.yaml"))
+TUNING = {TWO_SIDES: "soft-prompt", **{name: method for method, name in TUNED_BY.items()}}
+"""File of tuning → what it tunes."""
+FILES = sorted(path for path in PACKAGED.rglob("*.yaml") if path.stem not in TUNING)
 ROOT_OF = {root.packaged: root for root in ROOTS.values()} | {"gpt_quickstart": PretrainGPTConfig}
 MANDATORY = ["model.data.data_prefix=corpus_text_document"]
 
@@ -26,6 +30,56 @@ def test_there_are_files_and_each_has_a_root():
 def test_it_composes_without_a_notice(file: Path):
     composed = compose(ROOT_OF[file.stem], config_name=file.stem, overrides=MANDATORY)
     assert composed.notices == []
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_a_file_of_tuning_composes_without_a_notice(name: str):
+    given = ["restore_from_path=gpt.nemo", "model.data.train_ds=t.jsonl", "model.data.valid_ds=v.jsonl"]
+    tags = [] if TUNING[name] in ("lora", "full") else ["model.new_prompt_tags=[a]"]
+    method = [f"++model.tuning_method={TUNING[name]}"]
+    composed = compose(TUNE_ROOTS["gpt"], config_name=name, overrides=[*given, *tags, *method])
+    assert composed.notices == []
+
+
+def test_prompt_tuning_begins_with_nemos_values():
+    given = ["restore_from_path=gpt.nemo", "model.data.train_ds=t.jsonl", "model.data.valid_ds=v.jsonl"]
+    composed = compose(TUNE_ROOTS["gpt"], overrides=[*given, "model.new_prompt_tags=[a]"])
+    assert composed.file.stem == "megatron_prompt_tuning_gpt"
+    expected = {
+        "trainer.max_steps": 3000,
+        "trainer.log_every_n_steps": 10,
+        "trainer.val_check_interval": 250,
+        "trainer.limit_val_batches": 50,
+        "trainer.limit_test_batches": 500,
+        "trainer.gradient_clip_val": None,
+        "exp_manager.name": "PromptTuning",
+        "exp_manager.resume_if_exists": True,
+        "exp_manager.resume_ignore_no_checkpoint": True,
+        "exp_manager.checkpoint_callback_params.monitor": "val_loss",
+        "exp_manager.checkpoint_callback_params.save_top_k": 3,
+        "exp_manager.checkpoint_callback_params.mode": "min",
+        "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": True,
+        "model.use_soft_prompts": True,
+        "model.num_prompt_tokens": 150,
+        "model.existing_prompt_tags": [],
+        "model.new_prompt_init_methods": ["text"],
+        "model.new_prompt_init_text": ["some initialization text goes here"],
+        "model.calc_loss_on_answer_only": False,
+        "model.micro_batch_size": 4,
+        "model.global_batch_size": 8,
+        "model.data.min_seq_length": 1,
+        "model.data.add_eos": True,
+        "model.data.num_workers": 0,
+        "model.optim.name": "fused_adam",
+        "model.optim.lr": 1e-5,
+        "model.optim.weight_decay": 0.01,
+        "model.optim.betas": [0.9, 0.98],
+        "model.optim.sched.name": "CosineAnnealing",
+        "model.optim.sched.warmup_steps": 50,
+        "model.optim.sched.constant_steps": 10,
+        "model.optim.sched.min_lr": 1e-6,
+    }
+    assert {key: get(composed.resolved, tuple(key.split(".")), "absent") for key in expected} == expected
 
 
 # NeMo 1.8's values, family by family, where Megalith does not decide otherwise: precision and devices by the machine, no

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from megalith.config.explain import Explanation, KeyHelp
+    from megalith.config.schema import Section
 
 
 def explain(
@@ -38,22 +40,44 @@ def explain(
 
     questions = [word for word in words or [] if _is_question(word)] or [""]
     overrides = [word for word in words or [] if not _is_question(word)]
-    root = root_of(config_name, config_path, config)
-    gathered = gather(
-        root,
-        config_name=config_name,
-        config_path=config_path,
-        config_file=config,
-        overrides=overrides,
-    )
+    names = {"config_name": config_name, "config_path": config_path, "config_file": config}
+
+    def answered(root: type[Section], files: dict[str, Any]) -> list[Explanation]:
+        gathered = gather(root, overrides=overrides, **files)
+        return [answer(root, question, gathered) for question in questions]
+
     console = Console(highlight=False, markup=False)
-    answers = [answer(root, question, gathered) for question in questions]
+    answers = answered(_root(config_name, config_path, config), names)
+    if not any(names.values()) and not all(map(_useful, answers)):  # is it a key of tuning?
+        answers = [
+            known if _useful(known) else other
+            for known, other in zip(answers, answered(_tuning(), {}), strict=True)
+        ]
     for i, (question, found) in enumerate(zip(questions, answers, strict=True)):
         if i:
             console.print()
         _show(console, question, found)
     if not all(_useful(found) for found in answers):
         raise typer.Exit(2)
+
+
+def _root(config_name: str | None, config_path: Path | None, config_file: Path | None) -> type[Section]:
+    """The root of a file: of tuning, where it is one of those or names rows to learn from."""
+    from megalith.config.sources import load_yaml, locate
+    from megalith.config.tree import get
+    from megalith.tasks.tuning_config import PACKAGED, TWO_SIDES
+
+    file = locate(config_name, config_path, config_file)
+    tunes = file.stem in (*PACKAGED.values(), TWO_SIDES) or get(
+        load_yaml(file), ("model", "data", "train_ds")
+    )
+    return _tuning() if tunes else root_of(config_name, config_path, config_file)
+
+
+def _tuning() -> type[Section]:
+    from megalith.tasks.tuning_config import TUNE_ROOTS
+
+    return TUNE_ROOTS["gpt"]
 
 
 def _is_question(word: str) -> bool:

@@ -35,20 +35,11 @@ from megalith.errors import CheckpointError, Problem
 from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig, effective
 from megalith.models.family import ARCHITECTURE, understand
-from megalith.tasks.tuning_config import TUNE_ROOTS, MethodName, TuneConfig
+from megalith.tasks.tuning_config import PACKAGED, TUNE_ROOTS, TWO_SIDES, MethodName, TuneConfig
 from megalith.tokenizers.base import Tokenizer
 from megalith.tokenizers.load import load_tokenizer
 from megalith.training.experiment import DEFAULT_FOLDER
 
-PACKAGED: Mapping[MethodName, str] = {
-    "soft-prompt": "megatron_prompt_tuning_gpt",
-    "p-tuning": "megatron_gpt_prompt_learning_config",
-    "lora": "megatron_gpt_peft_tuning_config",
-    "full": "megatron_gpt_sft",
-}
-"""The packaged configuration of each way of tuning, by NeMo's names."""
-TWO_SIDES = "megatron_prompt_tuning_t5"
-"""That of soft prompts for an encoder-decoder."""
 FREE = {
     "attention_core", "attention_dropout", "hidden_dropout", "init_method_std", "use_scaled_init_method",
 }  # fmt: skip

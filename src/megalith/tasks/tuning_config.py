@@ -30,6 +30,15 @@ from megalith.tokenizers.base import Tokenizer
 from megalith.training.config import CheckpointCallbackParams, ExpManagerConfig
 
 MethodName = Literal["soft-prompt", "p-tuning", "lora", "full"]
+PACKAGED: Mapping[MethodName, str] = {
+    "soft-prompt": "megatron_prompt_tuning_gpt",
+    "p-tuning": "megatron_gpt_prompt_learning_config",
+    "lora": "megatron_gpt_peft_tuning_config",
+    "full": "megatron_gpt_sft",
+}
+"""The packaged configuration of each way of tuning, by NeMo's names."""
+TWO_SIDES = "megatron_prompt_tuning_t5"
+"""That of soft prompts for an encoder-decoder."""
 WITH_PROMPTS = ("soft-prompt", "p-tuning")
 _TOKEN_FILES = "tuning reads rows of text, not token files"
 _OWN = {"num_workers"}
