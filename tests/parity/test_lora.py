@@ -43,8 +43,10 @@ VARIANTS = {
     "bert": few(bert()),
     "recomputed": few(model(), recompute=Recompute("full", "block", 1)),
     "in groups": few(model(), recompute=Recompute("full", "uniform", 2)),
-    "compiled": few(model(), compile=True),
+    "compiled": few(model(2), compile=True),
     "some layers": few(model(), replace(METHOD, targets=(r"blocks\.[13]\.",))),
+    "last layer": few(model(), replace(METHOD, targets=(r"blocks\.3\.",))),
+    "first layer": few(model(), replace(METHOD, targets=(r"blocks\.0\.",))),
     "bf16": few(model(hidden_dropout=0.0), precision="bf16-mixed"),
 }
 LAYOUTS = layouts()
@@ -112,6 +114,10 @@ def test_every_layout(rank_pool, reference, name, layout):
         pytest.param("compiled", "tp2+sp", marks=pytest.mark.slow),
         ("some layers", "pp2-interleaved"),
         pytest.param("some layers", "pp2-zero-bubble", marks=pytest.mark.slow),
+        ("last layer", "pp2"),
+        pytest.param("last layer", "pp2-interleaved", marks=pytest.mark.slow),
+        pytest.param("first layer", "tp2+sp×pp2", marks=pytest.mark.slow),
+        pytest.param("first layer", "pp2-zero-bubble", marks=pytest.mark.slow),
         pytest.param("some layers", "tp2+sp×shard_all2", marks=pytest.mark.slow),
     ],
 )
