@@ -58,13 +58,22 @@ def their_model(positions: int) -> transformers.GPT2LMHeadModel:
 
 def our_model(theirs: transformers.GPT2LMHeadModel, positions: int, dtype: torch.dtype) -> GPT:
     """The same weights under our names, ready for reading in `dtype`."""
-    config = ModelConfig(
+    model = GPT(our_config(positions))
+    model.load_state_dict(our_weights(theirs))
+    return prepare_for_reading(model, dtype)
+
+
+def our_config(positions: int) -> ModelConfig:
+    return ModelConfig(
         vocab_size=VOCABULARY,
         num_layers=LAYERS,
         hidden_size=WIDTH,
         num_attention_heads=HEADS,
         max_position_embeddings=positions,
     )
+
+
+def our_weights(theirs: transformers.GPT2LMHeadModel) -> dict[str, torch.Tensor]:
     w = theirs.state_dict()
     new = {
         "token_embedding.weight": w["transformer.wte.weight"],
@@ -82,9 +91,7 @@ def our_model(theirs: transformers.GPT2LMHeadModel, positions: int, dtype: torch
             new[f"{block}.attention.out.{kind}"] = transposed(w[f"{old}.attn.c_proj.{kind}"])
             new[f"{block}.mlp.up.{kind}"] = transposed(w[f"{old}.mlp.c_fc.{kind}"])
             new[f"{block}.mlp.down.{kind}"] = transposed(w[f"{old}.mlp.c_proj.{kind}"])
-    model = GPT(config)
-    model.load_state_dict({name: tensor.clone() for name, tensor in new.items()})
-    return prepare_for_reading(model, dtype)
+    return {name: tensor.clone() for name, tensor in new.items()}
 
 
 def transposed(tensor: torch.Tensor) -> torch.Tensor:

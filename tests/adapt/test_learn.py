@@ -125,7 +125,7 @@ def base():
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [("gpt", SoftPrompts), ("t5", SoftPrompts), ("gpt", PTuning),
+    [("gpt", SoftPrompts), ("t5", SoftPrompts), pytest.param("gpt", PTuning, marks=pytest.mark.slow),
      pytest.param("gpt", partial(PTuning, kind="mlp"), marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_tag_decides(base, family, method):

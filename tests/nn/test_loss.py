@@ -242,3 +242,34 @@ def test_a_frozen_bias_and_no_rows():
     CrossEntropy()(hidden[:0], weight, targets[:0], V, bias).backward()
     assert bias.grad.eq(0).all()
     assert weight.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("counted", [0, 1, 20, 39])
+def test_picking_counted_rows_changes_nothing(counted):
+    """But the order of sums: hidden states' and the table's gradients of a batch with few targets, many, or none."""
+    generator = torch.Generator().manual_seed(counted)
+    hidden = torch.randn(4, 10, 8, dtype=torch.float64, generator=generator)
+    weight = torch.randn(20, 8, dtype=torch.float64, generator=generator)
+    targets = torch.full((40,), -1)
+    targets[torch.randperm(40, generator=generator)[:counted]] = 3
+    found = []
+    for picks in (False, True):
+        loss = CrossEntropy(chunk=7)
+        loss.picks = picks
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        total = loss(*leaves, targets.view(4, 10), 17)
+        found.append((total.detach(), *torch.autograd.grad(total, leaves)))
+    for plain, picked in zip(*found, strict=True):
+        assert torch.allclose(plain, picked, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_are_not_counted_are_left_out():
+    seen = []
+    loss = CrossEntropy()
+    loss.picks, value = True, loss.value
+    loss.value = lambda logits, *rest: seen.append(len(logits)) or value(logits, *rest)
+    targets = torch.full((2, 50), -1)
+    targets[:, -3:] = 1
+    with torch.no_grad():
+        loss(torch.randn(2, 50, 4), torch.randn(9, 4), targets, 9)
+    assert seen == [6]

@@ -45,12 +45,13 @@ class LossTerm(NamedTuple):
 class CrossEntropy(nn.Module):
     """Sum of −log p(target) over counted targets, `chunk` rows at a time (None: as many as suit the device).
 
-    `elementwise` (loss and gradient of a chunk's logits) and `value` (its loss alone) may be replaced.
+    `elementwise` (loss and gradient of a chunk's logits) and `value` (its loss alone) may be replaced. `picks`: on a CPU, logits of
+    rows that are not counted are left out; on a GPU one would have to wait for their number.
     """
 
     def __init__(self, chunk: int | None = None) -> None:
         super().__init__()
-        self.chunk = chunk
+        self.chunk, self.picks = chunk, False
         self.compute_dtype: torch.dtype | None = None
         self.elementwise: Elementwise = softmax_minus_one_hot
         self.value: Value = chunk_sum
@@ -67,11 +68,15 @@ class CrossEntropy(nn.Module):
 
         `bias` (≥ V,) is added to the logits.
         """
+        hidden, targets = hidden.flatten(0, -2), targets.flatten()
+        if self.picks and hidden.device.type == "cpu":
+            rows = (targets >= 0).nonzero()[:, 0]
+            hidden, targets = hidden[rows], targets[rows]
         dtype = self.compute_dtype or hidden.dtype
         learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
         chunk = self.chunk or CHUNK.get(hidden.device.type, max(CHUNK.values()))
         plan = _Plan(vocabulary, chunk, dtype, learns, self.elementwise, self.value)
-        return ChunkedCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, targets.flatten(), plan)
+        return ChunkedCrossEntropy.apply(hidden, weight, bias, targets, plan)
 
     def extra_repr(self) -> str:
         return f"{self.chunk} rows at a time" if self.chunk else ""

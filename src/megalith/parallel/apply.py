@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from megalith.models.stack import LanguageModel, Rule, named_blocks
+from megalith.nn.loss import CrossEntropy
 from megalith.parallel.compile import compile_block, compile_loss
 from megalith.parallel.context import share_context
 from megalith.parallel.data import share_data
@@ -41,6 +42,9 @@ def build(
     with torch.device("meta"):
         whole = model_class(config)
         added = adapt(whole) if adapt else ()
+    for module in whole.modules() if adapt else ():
+        if isinstance(module, CrossEntropy):
+            module.picks = True  # texts before answers have no targets
     rules = [*added, *whole.init_rules()]
     stages = split(whole.to(numbers.parameters), topology)
     for stage in stages:  # all of them before any gets memory: they may share layers
