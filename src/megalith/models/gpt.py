@@ -4,7 +4,7 @@ Knows the order of layers and what they share. Knows nothing of processes, optim
 text; names no axis itself (its layers do).
 
     tokens ─ token_embedding (+ position_embedding) ─ drop [─ prompts] ─ blocks ─ final_norm ─▶ hidden ─┬─ logits
-                                                                                           └─ loss
+                                                                                                        └─ loss
 
 Legend: B batch, T time, D width, V true vocabulary
 """
