@@ -9,7 +9,8 @@ import torch
 
 import megalith
 from megalith.adapt.adapter import Adapter
-from megalith.adapt.artefact import save
+from megalith.adapt.artefact import open_adapter, save
+from megalith.adapt.export import export
 from megalith.adapt.lora import LoRA
 from megalith.adapt.method import Tag
 from megalith.checkpoint.native import Checkpointer
@@ -270,6 +271,11 @@ def test_lora_is_merged_when_the_model_is_loaded(tuned, tmp_path):
         expected = beside.eval().logits(beside(tokens))
         assert (loaded.model.logits(loaded.model(tokens)) - expected).abs().max() < 1e-10
         assert (plain.model.logits(plain.model(tokens)) - expected).abs().max() > 1e-3
+        (place,) = export(adapter, tmp_path / "peft", "peft", run)
+        again = load_adapted(run, [place], precision="64").model
+        assert (again.logits(again(tokens)) - expected).abs().max() < 1e-10
+    with pytest.raises(CheckpointError, match="beside its base model only"):
+        open_adapter(place)
     assert loaded.notices == plain.notices
     with pytest.raises(ConfigError, match="merged into the weights"):
         use(plain, [adapter])
