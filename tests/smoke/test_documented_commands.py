@@ -34,11 +34,14 @@ BLOCK = re.compile(r"^```(console|python|yaml)\n(.*?)^```", re.DOTALL | re.MULTI
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.limit_val_batches=1"]
 LONGEST, TIMEOUT = 50, 300
+RUNS = ("pretrain", "tune", "prompt-tune", "finetune")
+"""Commands that train."""
 HAVE_A_TEST = ("quickstart",)
 """Commands that a test of their own runs."""
 PRELOAD = [
     "megalith.tasks.pretrain",
     "megalith.tasks.show_batch",
+    "megalith.tasks.tuning",
     "megalith.evaluate.perplexity",
     "megalith.cli.pretrain",
 ]
@@ -87,7 +90,7 @@ def files(block: Part) -> Iterator[Part]:
 def shortened(arguments: list[str]) -> list[str]:
     """`arguments`, with a run cut short, unless the page itself says how short: on the command line, or in a file."""
     only_looks = {"--print-config", "--derived", "--show-batch"} & set(arguments)
-    if arguments[0] != "pretrain" or only_looks:
+    if arguments[0] not in RUNS or only_looks:
         return arguments
     steps = [int(word.partition("=")[2]) for word in arguments if word.startswith("trainer.max_steps=")]
     short = bool(steps) and steps[-1] <= LONGEST

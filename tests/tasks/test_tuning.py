@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from megalith.adapt.artefact import open_adapter
 from megalith.adapt.fingerprint import fingerprint_of
 from megalith.checkpoint.formats.nemo_prompts import prompts_of
+from megalith.checkpoint.reading import read_state
 from megalith.errors import EXIT_SUCCESS, CheckpointError, ConfigError, DataError, MegalithError
+from megalith.generate.manner import manner_of
+from megalith.tokenizers.load import load_tokenizer
 
 from .nano import losses, rows
 from .tuning import P, make_base, prompts, tune
@@ -306,3 +309,11 @@ def test_the_frozen_model_computes_without_dropout_unless_told(bases, tmp_path):
     tune("full", bases("gpt"), whole, "model.hidden_dropout=0", "trainer.limit_val_batches=0", steps=1)
     assert found["false"] == losses(whole)[1], "LoRA begins as the model, and no dropout is in it"
     assert found["true"] != found["false"]
+
+
+def test_a_whole_model_is_asked_as_it_was_tuned(bases, tmp_path):
+    folder = tmp_path / "whole"
+    tune("full", bases("gpt"), folder, "model.data.add_bos=true", "trainer.limit_val_batches=0", steps=1)
+    state = read_state(folder / "checkpoints/step_0000001")
+    tokenizer = load_tokenizer(folder / "checkpoints/step_0000001/tokenizer")
+    assert manner_of(state, tokenizer).before == (tokenizer.eod,)

@@ -5,7 +5,8 @@
                                      its first word is forced to be <s>
 
 BERT's texts are [CLS] … [SEP] everywhere. A checkpoint's state may say of its decoder: {"decoding": {"start": [ids], "first":
-id or null, "last": id or null}}. Knows ids and families; reads no text.
+id or null, "last": id or null}}; of a whole model that was tuned, what its texts began with: {"tuning": {"before": [ids]}}.
+Knows ids and families; reads no text.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from megalith.models.family import ARCHITECTURE
 from megalith.tokenizers.base import Tokenizer
 
 Ids = tuple[int, ...]
-DECODING = "decoding"
-"""Key of a checkpoint's state."""
+DECODING, TUNED = "decoding", "tuning"
+"""Keys of a checkpoint's state."""
 NAMES = {
     "bos": "begin-of-sequence",
     "eos": "end-of-sequence",
@@ -59,7 +60,8 @@ def manner_of(state: Mapping[str, Any], tokenizer: Tokenizer, bos: bool | None =
         )
         raise ConfigError([problem])
     if family == "gpt":
-        before = around[0] if bos is None else (_id(tokenizer, "bos", "--bos asks for"),) * bos
+        usual = tuple((state.get(TUNED) or {}).get("before", around[0]))
+        before = usual if bos is None else (_id(tokenizer, "bos", "--bos asks for"),) * bos
         return Manner(before=before, eod=tokenizer.eod)
     if family == "bert":
         before, behind = (_id(tokenizer, role, "BERT's texts stand in") for role in ("cls", "sep"))

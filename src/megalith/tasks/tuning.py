@@ -91,8 +91,9 @@ class TuneParts(Parts):
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What the run tunes: another one is not to go on with it."""
-        return {TUNING: signature(self.tune, self.method)}
+        """What the run tunes, for another one is not to go on with it; and what its texts begin with."""
+        before = rules_of(self.tune, self.base, self.tokenizer).before
+        return {TUNING: {**signature(self.tune, self.method), "before": list(before)}}
 
     def fill(self, saver: Saver) -> None:
         """The model's weights, earlier prompts, and how new ones begin."""
