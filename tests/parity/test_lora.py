@@ -51,9 +51,7 @@ VARIANTS = {
 }
 LAYOUTS = layouts()
 QUICK = {
-    "gpt2": {
-        "tp2", "pp2-zero-bubble", "shard_grads2", "tp2+sp×pp2-interleaved", "tp2+sp×shard_all2", "cp2-zero3",
-    },
+    "gpt2": {"pp2-zero-bubble", "shard_grads2", "tp2+sp×pp2-interleaved", "tp2+sp×shard_all2", "cp2-zero3"},
     "llama": {"tp2"},
     "t5": {"cp2×tp2+sp"},
     "bart": {"pp2-zero-bubble"},
