@@ -216,7 +216,10 @@ def test_soft_prompts_are_no_part_of_the_model_and_said(tmp_path):
     prompts = {f"{table}.{tag}.prompt_embeddings.weight": torch.ones(4, 16) for tag in ("Winogrande", "RTE")}
     torch.save({**nemo_state(), **prompts}, stream)
     foreign = open_foreign(nemo_archive(tmp_path / "a.nemo", weights=stream.getvalue()))
-    assert "it holds soft prompts (RTE, Winogrande), which are read apart: --prompts takes it, too" in foreign.notices
+    assert (
+        "it holds soft prompts (RTE, Winogrande), which are read apart: --prompts takes it, too"
+        in foreign.notices
+    )
     assert foreign.tensors
 
 
