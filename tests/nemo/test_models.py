@@ -14,7 +14,7 @@ from megalith.nemo.models import MODELS, GPTModel, MegatronGPTModel
 from megalith.nemo.trainer import NLPDDPPlugin, Trainer, exp_manager
 from megalith.tasks.pretrain_config import PretrainGPTConfig
 from tests.checkpoint.nemo_archives import nemo_archive
-from tests.tasks.nano import make_corpus, pretrain, steps_in
+from tests.tasks.nano import losses, make_corpus, pretrain, steps_in
 
 HERE = {"accelerator": "cpu", "devices": 1, "precision": 32, "max_steps": 4, "enable_progress_bar": False}
 BATCHES = {"limit_val_batches": 2, "limit_test_batches": 2, "val_check_interval": 2}
@@ -81,6 +81,31 @@ def test_what_is_restored_is_what_was_saved(corpus, run, archive):
             assert torch.equal(other[:rows], tensor[:rows]), name
     assert parts_of(archive) == ["./model_weights.ckpt"]
     assert model.generate(["w00 w07"], {"max_length": 4}) == back.generate(["w00 w07"], {"max_length": 4})
+
+
+def test_fit_goes_on_where_the_folder_ends(corpus, archive, tmp_path):
+    """The same script again, as NeMo's auto-resume: to the last bit what one run would have come to."""
+    learning = {"lr": 1e-2, "sched": {"name": "constant", "min_lr": 0}}
+
+    def script(folder, steps):
+        lightning = trainer(max_steps=steps)
+        resume = {"resume_if_exists": True, "resume_ignore_no_checkpoint": True}
+        exp_manager(
+            lightning, {"explicit_log_dir": str(folder), "create_tensorboard_logger": False, **resume}
+        )
+        model = GPTModel.restore_from(
+            archive, trainer=lightning, override_config_path=over(corpus, optim=learning)
+        )
+        lightning.fit(model)
+        return model
+
+    whole = script(tmp_path / "whole", 6)
+    script(tmp_path / "run", 4)
+    again = script(tmp_path / "run", 6)
+    held = losses(tmp_path / "run", "val_loss")
+    assert (list(held), held) == ([2, 4, 6], losses(tmp_path / "whole", "val_loss"))
+    for name, tensor in whole.engine.tensors().items():
+        assert torch.equal(tensor, again.engine.tensors()[name]), name
 
 
 def test_validation_and_training_of_what_was_restored(corpus, archive, tmp_path):

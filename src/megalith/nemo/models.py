@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from megalith.errors import CheckpointError
@@ -27,6 +28,7 @@ from megalith.tasks.pretrain_model import PretrainModelConfig
 from megalith.tokenizers.base import Tokenizer
 from megalith.topology.topology import started
 from megalith.training.module import MegalithModule, Validation
+from megalith.training.starting import Start
 from megalith.training.trainer import Batches
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class NemoModel(MegalithModule):
         self.saver = restored.saver
         self.notices = restored.notices
         self._config = restored.composed.config
+        self._start: Start | None = None
         self._fitting: Fitting | None = None
 
     restored: Restored
@@ -153,9 +156,9 @@ class NemoModel(MegalithModule):
         layers = [layer_of("configuration", tree), over]
         self._config = composed_of(root, layers, Path("data configuration")).config
 
-    def _data(self, *splits: str) -> Data:
+    def _data(self, *splits: str, state: Mapping[str, Any] = MappingProxyType({})) -> Data:
         trainer = self._config.trainer.model_copy(update={"test_at_end": "test" in splits})
-        return self.restored.data(self._config.model_copy(update={"trainer": trainer}), splits)
+        return self.restored.data(self._config.model_copy(update={"trainer": trainer}), splits, state)
 
     def train_dataloader(self) -> Any:
         """This process's share of every global batch."""
@@ -174,14 +177,27 @@ class NemoModel(MegalithModule):
 
     # -- what a trainer asks ---------------------------------------------------------------------------------------
 
+    @property
+    def _writes(self) -> bool:
+        """Was the experiment manager asked for?"""
+        origins = self.restored.composed.origin.items()
+        return any(key.startswith("exp_manager.") and origin != "default" for key, origin in origins)
+
+    def resumes_from(self) -> Path | None:
+        """The checkpoint that `trainer.fit` goes on from: the newest in the experiment manager's folder, if it says so."""
+        self._start = self.restored.start(self._config) if self._writes else self.restored.fresh
+        if self._start.kind != "resume":
+            return None
+        self.engine.load_state_dict(self._start.state)
+        return self._start.folder
+
     def configure_callbacks(self) -> list[Any]:
         """Metrics, progress, checkpoints: those of `megalith pretrain`, when a trainer fits."""
         if self.trainer.state.fn != "fit":
             return []
-        origins = self.restored.composed.origin.items()
-        writes = any(key.startswith("exp_manager.") and origin != "default" for key, origin in origins)
-        parts = self.restored.parts(self._data("train", "validation"))
-        self._fitting = Fitting.begin(parts, writes=writes)
+        start = self._start or self.restored.fresh
+        parts = self.restored.parts(self._data("train", "validation", state=start.state), start)
+        self._fitting = Fitting.begin(parts, writes=self._writes)
         self.saver = self._fitting.saver or self.saver
         return self._fitting.callbacks
 

@@ -7,9 +7,11 @@ The parts are those of `megalith pretrain`. Knows no trainer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from megalith.checkpoint.native import Checkpointer
 from megalith.config.compose import Composed
@@ -37,7 +39,7 @@ from megalith.topology.topology import Topology
 from megalith.training.experiment import Experiment, choose_folder
 from megalith.training.metrics import Meter
 from megalith.training.saving import Saver
-from megalith.training.starting import Start
+from megalith.training.starting import Start, choose_start
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,35 @@ class Restored:
             raise ConfigError([Problem("model.tokenizer", what, "override it: tokenizer: {file: FOLDER}")])
         return self.tokenizer
 
-    def data(self, config: PretrainConfig, splits: Sequence[str]) -> Data:
-        """Token files of these splits. Errors: those of `open_data`."""
+    def start(self, config: PretrainConfig) -> Start:
+        """From where a run of this configuration goes on: its folder's newest checkpoint, or these weights.
+
+        Errors: those of `choose_start`, and `CheckpointError` where the folder's checkpoints are another model's.
+        """
+        manager = config.exp_manager
+        found = agreed(
+            self.topology,
+            lambda: choose_start(
+                self.experiment.checkpoints,
+                resume_if_exists=manager.resume_if_exists,
+                ignore_no_checkpoint=manager.resume_ignore_no_checkpoint,
+                resume_from=config.model.resume_from_checkpoint,
+            ),
+        )
+        if found.kind != "resume" or found.folder is None:
+            return self.fresh
+        check_same_model(found.folder, config, self.architecture, self.tokenizer)
+        return found
+
+    @property
+    def fresh(self) -> Start:
+        """These weights, at step 0."""
+        return Start("weights", self.archive.folder, {"init_from": str(self.archive.folder)})
+
+    def data(
+        self, config: PretrainConfig, splits: Sequence[str], state: Mapping[str, Any] = MappingProxyType({})
+    ) -> Data:
+        """Token files of these splits, of a run whose checkpoint's `state` says what it has read. Errors: those of `open_data`."""
         data = config.model.data
         if data.data_prefix == NO_FILES or (data.train_data_path == NO_FILES and "train" in splits):
             fix = "model.setup_test_data({'data_prefix': [...]}), or data_prefix in override_config_path"
@@ -78,13 +107,13 @@ class Restored:
             self.topology,
             lambda: open_data(
                 config, tokenizer, self.topology, vocab_size=self.architecture.vocab_size, splits=splits,
-                notice=notices.append,
+                stored=state.get("data_plan"), step=int(state.get("step", 0)),
+                consumed=int(state.get("consumed_samples", 0)), notice=notices.append,
             ),
         )  # fmt: skip
 
-    def parts(self, data: Data) -> Parts:
-        """As a run that begins with these weights."""
-        start = Start("weights", self.archive.folder, {"init_from": str(self.archive.folder)})
+    def parts(self, data: Data, start: Start) -> Parts:
+        """As a run that begins there."""
         return Parts(
             self.composed, self.needs_tokenizer(), self.architecture, self.experiment, start, self.machine,
             self.meter, data, self.engine,

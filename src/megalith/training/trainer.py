@@ -48,6 +48,15 @@ class LoopSettings:
     """Further arguments of Lightning's Trainer, as they are."""
 
 
+class Trainer(pl.Trainer):
+    """Lightning's, which asks a model where to go on when `fit` is not told: the experiment manager's auto-resume."""
+
+    def fit(self, model: pl.LightningModule, *data: Any, ckpt_path: Any = None, **more: Any) -> None:
+        """As Lightning's; without `ckpt_path` from what `model.resumes_from()` names, if it has that method."""
+        asked = getattr(model, "resumes_from", None)
+        super().fit(model, *data, ckpt_path=ckpt_path or (asked() if asked else None), **more)
+
+
 class Batches(Iterable[Batch]):
     """An iterable that starts anew, by `start()`, whenever someone iterates. It has no length, so Lightning's epoch has no end."""
 
@@ -152,7 +161,7 @@ def lightning_trainer(
     saves: bool | None = None,
 ) -> pl.Trainer:
     """Lightning's Trainer around a strategy of ours. `saves`: do `callbacks` write checkpoints (default: by the settings)?"""
-    return pl.Trainer(
+    return Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=1,
         strategy=strategy,
