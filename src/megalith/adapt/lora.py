@@ -82,6 +82,7 @@ class LoRA(Method):
         """Errors: `ConfigError` for targets that the model has not, and ranks beyond a product's sizes."""
         found = chosen(model, self.targets)
         self._check(found)
+        model.pick_targets()
         for name, linear in found.items():
             add_lora(
                 linear,

@@ -86,6 +86,7 @@ class Prompted(Method):
                 fix="tune a GPT, a T5 or a BART",
             )
         self._check_new(model.config.vocab_size, model.config.max_positions)
+        model.pick_targets()
         width, learned = model.config.hidden_size, model.input_positions is not None
         tables = [SoftPrompt(tag.length, width, own_positions=tag.positions) for tag in self.earlier]
         tables += [self.table(prompt, width, positions=learned) for prompt in self.new]

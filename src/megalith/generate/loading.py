@@ -162,8 +162,7 @@ def load_model(
     method = None if added is None else LoRA.understand(added.settings)
     model = own_part(model_class, config, crew.topology, built, method)
     allocate(model, crew.topology.device)
-    own = {name: p.detach() for name, p in model.named_parameters() if not name.endswith(LORA_NAMES)}
-    source.fill({f"model.{name}": tensor for name, tensor in own.items()}, crew)
+    source.fill(_saved(model), crew)
     if built != numbers.parameters:
         model.to(numbers.parameters)
     if added is not None and method is not None:
@@ -172,6 +171,12 @@ def load_model(
     ready = prepare_for_reading(model, numbers.compute)
     notices = (*source.notices, *notices)
     return Loaded(ready, spelling, source.folder, source.state, crew, notices, weights=source.weights)
+
+
+def _saved(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint has of a model, by its name there. Not for keeping: what replaces a weight would then lie beside it."""
+    found = model.named_parameters()
+    return {f"model.{name}": p.detach() for name, p in found if not name.endswith(LORA_NAMES)}
 
 
 def understand_one_of(

@@ -23,6 +23,7 @@ from megalith.nn.block import Block, BlockSpec
 from megalith.nn.cache import KVCache
 from megalith.nn.dropout import SITE_CROSS_PROBABILITIES, SITE_EMBEDDING, Dropout, layer_keys
 from megalith.nn.embedding import OutputBias, OutputHead, PositionEmbedding, TokenEmbedding
+from megalith.nn.loss import CrossEntropy
 from megalith.nn.mlp import MLPSpec
 from megalith.nn.norm import make_norm
 from megalith.nn.position import RelativeBias, Rotary, RotaryScaling
@@ -81,6 +82,7 @@ class LanguageModel(nn.Module):
     head: OutputHead | None
     prompts: Prompts | None
     accepts_prompts = False
+    cross_entropy: CrossEntropy
     loss_rows: int
     compute_dtype: torch.dtype | None
     residual_dtype: torch.dtype | None
@@ -129,6 +131,10 @@ class LanguageModel(nn.Module):
     def train_padding(self) -> None:
         """From now on the loss's softmax runs over the rows that pad the vocabulary, too, as Megatron's does."""
         self.loss_rows = self.config.padded_vocab_size
+
+    def pick_targets(self) -> None:
+        """From now on, on a CPU, rows without a target get no logits: texts before answers have none."""
+        self.cross_entropy.picks = True
 
     def init_rules(self) -> list[Rule]:
         """Ordered (pattern of the parameter's name, ("normal", std) or a constant): the first that matches decides."""

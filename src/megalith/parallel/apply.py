@@ -1,8 +1,7 @@
 """All passes over a model, in one order; a pass whose axis has size 1 changes nothing. Each pass is its own module.
 
     meta model → what tunes it → pipeline split → tensor (+ sequence) → context → compute dtype
-               → block by block: memory and initial numbers → compile → data
-               → recompute → the rest of the stage likewise
+               → block by block: memory and initial numbers → compile → data; recompute; the rest likewise
 
 A block is shared out before the next gets memory: no process holds more than its part of the model and one block.
 """
@@ -15,7 +14,6 @@ import torch
 from torch import nn
 
 from megalith.models.stack import LanguageModel, Rule, named_blocks
-from megalith.nn.loss import CrossEntropy
 from megalith.parallel.compile import compile_block, compile_loss
 from megalith.parallel.context import share_context
 from megalith.parallel.data import share_data
@@ -34,18 +32,14 @@ def build(
 ) -> list[nn.Module]:  # fmt: skip
     """The stages of the model that this process owns, initialised and ready to train (one stage without a pipeline).
 
-    Initial weights are a function of the seed and the parameters' names alone. `device`: default the topology's. `adapt` puts
-    further parameters into the whole model (`adapt.Method.install`) and says how they begin.
+    Initial weights are a function of the seed and the parameters' names alone. `device`: default the topology's.
+    `adapt` puts further parameters into the whole model (`adapt.Method.install`) and says how they begin.
     """
     check_recompute(topology, recompute)
     numbers, device = precision_of(precision), device or topology.device
     with torch.device("meta"):
         whole = model_class(config)
-        added = adapt(whole) if adapt else ()
-    for module in whole.modules() if adapt else ():
-        if isinstance(module, CrossEntropy):
-            module.picks = True  # texts before answers have no targets
-    rules = [*added, *whole.init_rules()]
+        rules = [*(adapt(whole) if adapt else ()), *whole.init_rules()]
     stages = split(whole.to(numbers.parameters), topology)
     for stage in stages:  # all of them before any gets memory: they may share layers
         share_tensors(stage, topology)
