@@ -24,6 +24,7 @@ class Pieces:
         (["[CLS]", "play", "##ing", "##s", "▁", "#"], [False, False, True, True, False, False]),
         (["<s>", "▁play", "ing", "▁the", "<extra_id_0>"], [False, False, True, False, False]),
         (["<s>", "Ġplay", "ing", "##", "Ġ#", "Ċ"], [False, False, True, True, False, False]),
+        (["[CLS]", "play", "the", "ing"], [False] * 4),
     ],
 )
 def test_families(pieces, continues):

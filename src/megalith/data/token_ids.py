@@ -45,12 +45,12 @@ class TokenIds:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> TokenIds:
         """Those of a tokenizer. A word begins with `Ġ` or `▁`, or, where more of the vocabulary marks what continues one,
-        without `##`; special tokens begin one too. (Megatron knows `##` alone: with another family it masks single tokens.)
+        without `##`; special tokens begin one too, and all where no token is marked. (Megatron knows `##` alone: with another family it masks single tokens.)
         """
         size, special = tokenizer.vocab_size, {*tokenizer.special.values(), *tokenizer.sentinels}
         pieces = [tokenizer.piece(id) for id in range(size)]
         continues = [piece.startswith("##") for piece in pieces]
-        if sum(continues) <= sum(piece.startswith(_BEGINS) for piece in pieces):
+        if sum(continues) < sum(piece.startswith(_BEGINS) for piece in pieces):
             continues = [
                 not piece.startswith(_BEGINS) and id not in special for id, piece in enumerate(pieces)
             ]
