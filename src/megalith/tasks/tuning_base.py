@@ -11,7 +11,7 @@ Then the configuration: the architecture is the checkpoint's, and a key that say
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,7 @@ def open_base(path: str | Path, exp_dir: str | None = None) -> Base:
         if base.opened and base.opened.kind == NEMO and prompts_of(base.folder)
         else None
     )
-    return Base(
-        base.folder,
-        base.family,
-        base.architecture,
-        base.state,
-        base.tokens,
-        adapter,
-        (*said, *base.notices),
-        base.opened,
-    )
+    return replace(base, adapter=adapter, notices=(*said, *base.notices))
 
 
 def _place(path: str | Path, exp_dir: str | None) -> tuple[Path, tuple[str, ...]]:
@@ -129,16 +120,7 @@ def _beneath(adapter: Adapter, said: tuple[str, ...]) -> Base:
         )
     base = open_base(adapter.base.name)
     check_base(adapter, base.family, Fingerprint(fingerprint_of(base.folder)))
-    return Base(
-        base.folder,
-        base.family,
-        base.architecture,
-        base.state,
-        base.tokens,
-        adapter,
-        (*said, *base.notices),
-        base.opened,
-    )
+    return replace(base, adapter=adapter, notices=(*said, *base.notices))
 
 
 def _model(place: Path) -> Base:
