@@ -6,13 +6,17 @@ The optimizer's state of a weight is made of the weight, so that whoever reads i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
+from tests.golden import nemo_sided_files
+from tests.golden.megatron_files import sided_model
 from tests.golden.nemo_files import Layout, place, state_dict
+from tests.golden.sides import Sides
 from tests.golden.whole import Whole
 
 STEP, SAMPLES = 10, 80
@@ -30,12 +34,30 @@ class Run:
 
 
 def write_run(folder: Path, whole: Whole, run: Run, keys: dict[str, object]) -> Path:
-    """Writes `checkpoints` below `folder`, and returns it."""
+    """Writes `checkpoints` of a GPT below `folder`, and returns it."""
+    layout, wide = run.layout, whole.to(torch.float64)
+    return write_states(folder, run, keys, lambda r, stage: state_dict(wide, layout, r, stage))
+
+
+def write_bert_run(folder: Path, whole: Sides, run: Run, keys: dict[str, object]) -> Path:
+    """The same of a BERT."""
+    layout = nemo_sided_files.megatron(run.layout, 1)
+
+    def state(r: int, stage: int) -> dict[str, torch.Tensor]:
+        tree = sided_model(whole.to(torch.float64), layout, r, stage)
+        return nemo_sided_files.bert(dict(nemo_sided_files.flattened(tree)))
+
+    return write_states(folder, run, keys, state)
+
+
+def write_states(
+    folder: Path, run: Run, keys: dict[str, object], state_of: Callable[[int, int], dict[str, torch.Tensor]]
+) -> Path:
     layout = run.layout
     sizes = {"tensor_model_parallel_size": layout.tp, "pipeline_model_parallel_size": layout.pp}
     for stage in range(layout.pp):
         for r in range(layout.tp):
-            state = state_dict(whole.to(torch.float64), layout, r, stage)
+            state = state_of(r, stage)
             kept = {name: tensor.half() if run.masters else tensor.float() for name, tensor in state.items()}
             path = folder / "checkpoints" / place(layout, r, stage) / run.name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +111,8 @@ def modules(state: dict[str, torch.Tensor]) -> list[str]:
     """Modules in the order in which NeMo's model makes them."""
     model = "model.module" if any(name.startswith("model.module.") for name in state) else "model"
     text = f"{model}.language_model"
-    found = [f"{text}.embedding.word_embeddings", f"{text}.embedding.position_embeddings"]
+    tables = ("word_embeddings", "position_embeddings", "tokentype_embeddings")
+    found = [f"{text}.embedding.{name}" for name in tables]
     number = 0
     while f"{text}.encoder.layers.{number}.input_layernorm.weight" in state:
         layer = f"{text}.encoder.layers.{number}"
@@ -97,4 +120,6 @@ def modules(state: dict[str, torch.Tensor]) -> list[str]:
         found += [f"{layer}.self_attention.dense", f"{layer}.post_attention_layernorm"]
         found += [f"{layer}.mlp.dense_h_to_4h", f"{layer}.mlp.dense_4h_to_h"]
         number += 1
-    return [*found, f"{text}.encoder.final_layernorm", f"{model}.word_embeddings"]
+    heads = ("word_embeddings", "lm_head", "lm_head.dense", "lm_head.layernorm", "binary_head")
+    found += [f"{text}.encoder.final_layernorm", f"{text}.pooler.dense"]
+    return [*found, *(f"{model}.{head}" for head in heads)]

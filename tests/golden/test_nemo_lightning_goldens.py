@@ -13,9 +13,10 @@ from megalith.checkpoint.foreign import find, open_foreign
 from megalith.checkpoint.reading import read_tensors
 from megalith.errors import CheckpointError
 from megalith.generate.loading import load_model
-from tests.golden import tiny
+from tests.golden import nemo_sided_files, tiny, tiny_sides
 from tests.golden.nemo_files import Layout, gpt_keys
-from tests.golden.nemo_lightning_files import NAME, SAMPLES, STEP, Run, write_run
+from tests.golden.nemo_lightning_files import NAME, SAMPLES, STEP, Run, write_bert_run, write_run
+from tests.golden.sides import from_megatron_bert
 from tests.golden.whole import from_gpt2
 
 
@@ -38,14 +39,8 @@ def test_logits(tmp_path, gpt2, tp, pp):
     assert (ours[..., : tiny.VOCABULARY] - theirs).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("run", [
-    Run(Layout(1, 1)),
-    Run(Layout(2, 1), apex=False),
-    Run(Layout(1, 2)),
-    Run(Layout(2, 2, tree="O2"), masters=True),
-], ids=["whole", "tp2", "pp2", "O2 on both"])  # fmt: skip
-def test_every_moment_lands_on_its_weight(tmp_path, gpt2, run):
-    folder = write_run(tmp_path, gpt2[0], run, gpt_keys(global_batch_size=8))
+def moments_on_their_weights(folder, tmp_path):
+    """The folder of a conversion, of which each moment is what its weight makes it."""
     done = convert(folder, tmp_path / "native", Plan("native", untrained=True))
     saved = {lazy.name: lazy.read() for lazy in read_tensors(done.folder)}
     moments = {lazy.name: lazy.read() for lazy in read_tensors(done.folder, "optim.")}
@@ -55,6 +50,26 @@ def test_every_moment_lands_on_its_weight(tmp_path, gpt2, run):
         assert weight.dtype == torch.float32
         assert torch.equal(moments[f"optim.{own}.exp_avg"], 2 * weight)
         assert torch.equal(moments[f"optim.{own}.exp_avg_sq"], weight.square())
+    return done
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 1), Layout(2, 1), Layout(1, 2)])
+def test_a_bert_brings_its_moments(tmp_path, layout):
+    model = tiny.rounded(tiny_sides.megatron_bert(), torch.float16)
+    keys = nemo_sided_files.keys("bert", micro_batch_size=4)
+    folder = write_bert_run(tmp_path, from_megatron_bert(model), Run(layout), keys)
+    moments_on_their_weights(folder, tmp_path)
+
+
+@pytest.mark.parametrize("run", [
+    Run(Layout(1, 1)),
+    Run(Layout(2, 1), apex=False),
+    Run(Layout(1, 2)),
+    Run(Layout(2, 2, tree="O2"), masters=True),
+], ids=["whole", "tp2", "pp2", "O2 on both"])  # fmt: skip
+def test_every_moment_lands_on_its_weight(tmp_path, gpt2, run):
+    folder = write_run(tmp_path, gpt2[0], run, gpt_keys(global_batch_size=8))
+    done = moments_on_their_weights(folder, tmp_path)
     state = json.loads((done.folder / "state.json").read_text())
     assert (state["step"], state["consumed_samples"], state["updates"]["step"]) == (STEP, SAMPLES, STEP)
     assert state["scaler"] == {"scale": 4096.0}
