@@ -50,6 +50,18 @@ def write_bert_run(folder: Path, whole: Sides, run: Run, keys: dict[str, object]
     return write_states(folder, run, keys, state)
 
 
+def write_t5_run(folder: Path, whole: Sides, run: Run, keys: dict[str, object]) -> Path:
+    """The same of a T5 in one stage, whose decoder's embedding is the encoder's module."""
+    layout = nemo_sided_files.megatron(run.layout, 1)
+
+    def state(r: int, stage: int) -> dict[str, torch.Tensor]:
+        tree = sided_model(whole.to(torch.float64), layout, r, stage)
+        flat = dict(nemo_sided_files.flattened(tree))
+        return nemo_sided_files.encoder_decoder(flat, run.layout, stage)
+
+    return write_states(folder, run, keys, state)
+
+
 def write_states(
     folder: Path, run: Run, keys: dict[str, object], state_of: Callable[[int, int], dict[str, torch.Tensor]]
 ) -> Path:
@@ -109,6 +121,8 @@ def optimizer_state(state: dict[str, torch.Tensor], run: Run) -> dict[str, objec
 
 def modules(state: dict[str, torch.Tensor]) -> list[str]:
     """Modules in the order in which NeMo's model makes them."""
+    if "enc_dec_model.encoder_embedding.word_embeddings.weight" in state:
+        return sided_modules(state)
     model = "model.module" if any(name.startswith("model.module.") for name in state) else "model"
     text = f"{model}.language_model"
     tables = ("word_embeddings", "position_embeddings", "tokentype_embeddings")
@@ -123,3 +137,22 @@ def modules(state: dict[str, torch.Tensor]) -> list[str]:
     heads = ("word_embeddings", "lm_head", "lm_head.dense", "lm_head.layernorm", "binary_head")
     found += [f"{text}.encoder.final_layernorm", f"{text}.pooler.dense"]
     return [*found, *(f"{model}.{head}" for head in heads)]
+
+
+def sided_modules(state: dict[str, torch.Tensor]) -> list[str]:
+    """The same of an encoder-decoder (token_level_encoder_decoder.py): embedding, encoder, decoder, head."""
+    top = "enc_dec_model"
+    found = [f"{top}.encoder_embedding.{name}" for name in ("word_embeddings", "position_embeddings")]
+    for side in ("encoder", "decoder"):
+        tower, number = f"{top}.enc_dec_model.{side}.model", 0
+        while f"{tower}.layers.{number}.input_layernorm.weight" in state:
+            layer = f"{tower}.layers.{number}"
+            names = ["input_layernorm", "self_attention.query_key_value", "self_attention.dense"]
+            names += ["post_attention_layernorm"]
+            if side == "decoder":
+                names += ["inter_attention.query", "inter_attention.key_value", "inter_attention.dense"]
+                names += ["post_inter_attention_layernorm"]
+            found += [f"{layer}.{name}" for name in (*names, "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")]
+            number += 1
+        found.append(f"{tower}.final_layernorm")
+    return [*found, f"{top}.tokens_head"]

@@ -15,8 +15,16 @@ from megalith.errors import CheckpointError
 from megalith.generate.loading import load_model
 from tests.golden import nemo_sided_files, tiny, tiny_sides
 from tests.golden.nemo_files import Layout, gpt_keys
-from tests.golden.nemo_lightning_files import NAME, SAMPLES, STEP, Run, write_bert_run, write_run
-from tests.golden.sides import from_megatron_bert
+from tests.golden.nemo_lightning_files import (
+    NAME,
+    SAMPLES,
+    STEP,
+    Run,
+    write_bert_run,
+    write_run,
+    write_t5_run,
+)
+from tests.golden.sides import from_megatron_bert, from_pegasus
 from tests.golden.whole import from_gpt2
 
 
@@ -58,6 +66,16 @@ def test_a_bert_brings_its_moments(tmp_path, layout):
     model = tiny.rounded(tiny_sides.megatron_bert(), torch.float16)
     keys = nemo_sided_files.keys("bert", micro_batch_size=4)
     folder = write_bert_run(tmp_path, from_megatron_bert(model), Run(layout), keys)
+    moments_on_their_weights(folder, tmp_path)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_t5_brings_its_moments(tmp_path, tp):
+    model, table = tiny_sides.megatron_t5()
+    whole = from_pegasus(tiny.rounded(model, torch.float16), table.half().to(table.dtype))
+    folder = write_t5_run(
+        tmp_path, whole, Run(Layout(tp, 1)), nemo_sided_files.keys("t5", micro_batch_size=4)
+    )
     moments_on_their_weights(folder, tmp_path)
 
 
