@@ -80,7 +80,8 @@ def of_family(corpus: Path) -> list[str]:
     if family == "gpt":
         return [f"model.tokenizer.file={corpus}/tok/tokenizer.json", "model.optim.sched.warmup_steps=2"]
     found = [f"model.tokenizer.vocab_file={corpus}/tok/vocab.txt", "model.optim.sched.warmup_steps=2"]
-    return [*found, f"model.data.seq_length_dec={DECODER_LENGTH}"] if family == "t5" else found
+    of_rows = {"t5": f"model.data.seq_length_dec={DECODER_LENGTH}", "bert": "model.data.masked_lm_prob=0.4"}
+    return [*found, of_rows[family]] if family in of_rows else found
 
 
 def overrides(corpus: Path, folder: Path, *more: str, steps: int = 12) -> list[str]:
