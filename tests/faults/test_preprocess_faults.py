@@ -83,8 +83,7 @@ def start(folder: Path, *, name: str = "c.jsonl", delay: float = 0.0, **changes)
 
 
 def finished_parts(folder: Path) -> int:
-    journal = folder / "out.parts/journal.jsonl"
-    return journal.read_bytes().count(b'"publishing":false') if journal.exists() else 0
+    return _journal(folder).count(b'"publishing":false')
 
 
 def wait_for_parts(process: subprocess.Popen, folder: Path, parts: int) -> None:
@@ -130,26 +129,29 @@ def test_kill_9_at_random_moments_loses_no_finished_part(folder, wanted, name, s
         process.kill()
         out, errors = process.communicate()
         if process.returncode == 0:
+            assert int(out) >= before
             break
         assert process.returncode == -signal.SIGKILL, errors
         kills += 1
-        assert (
-            not published(folder) or finished_parts(folder) == 0 or b'"publishing":true' in _journal(folder)
-        )
+        if not (folder / "out.parts/plan.json").exists() and published(folder):
+            break  # all was done, and only the process's own end was left to kill
+        assert not published(folder) or b'"publishing":true' in _journal(folder)
         for _ in range(500):
             if not any(map(alive, workers)):
                 break
             time.sleep(0.01)
         assert not any(map(alive, workers)), "a worker outlived its parent"
     assert kills >= 2
-    assert int(out) >= before
     assert output(folder, unit="sentence" if sentences else "document") == wanted
-    assert not (folder / "out.parts").exists()
+    if process.returncode == 0:
+        assert not (folder / "out.parts").exists()
 
 
 def _journal(folder: Path) -> bytes:
-    path = folder / "out.parts/journal.jsonl"
-    return path.read_bytes() if path.exists() else b""
+    try:
+        return (folder / "out.parts/journal.jsonl").read_bytes()
+    except FileNotFoundError:  # a finished run takes it away, also between a look and a read
+        return b""
 
 
 def test_finished_parts_are_not_tokenized_again(folder, wanted, monkeypatch):
