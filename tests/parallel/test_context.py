@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.attention.bias import causal_lower_right
 
 from megalith.engine.batch import place, prepare
 from megalith.engine.objective import CausalLanguageModel, objective_of
@@ -19,7 +18,7 @@ from megalith.nn.attention import AttentionSpec
 from megalith.nn.cores import make_core
 from megalith.nn.dropout import Dropout
 from megalith.nn.position import RelativeBias
-from megalith.nn.visibility import Lookaround, Lookback, as_mask, triangle
+from megalith.nn.visibility import Lookaround, Lookback, Visibility, as_mask, triangle
 from megalith.parallel.apply import build
 from megalith.parallel.context import (
     Chunks,
@@ -122,7 +121,7 @@ def test_a_chunk_of_queries_against_the_keys_up_to_it(core, groups, flag):
     whole = attend(q, k, v, Lookback()(0, 12, CPU), None)
     sees = Lookback()(6, 3, CPU)
     assert torch.equal(sees.mask == 0, triangle(3, 9, CPU))
-    sees = sees._replace(mask=causal_lower_right(3, 9)) if flag else sees
+    sees = Visibility(causal=True, first=6) if flag else sees
     part = attend(q[:, :, 6:9], k[:, :, :9], v[:, :, :9], sees, None)
     assert (part - whole[:, :, 6:9]).abs().max() < 1e-14
     weight = torch.randn(part.shape, generator=generator, dtype=torch.float64)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.tensor import DTensor, Placement, Replicate, distribute_tensor
 
 from megalith.checkpoint.slices import Slice, shape_of, whole
+from megalith.topology.sharded import is_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Placement
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def held(tensors: Mapping[str, torch.Tensor]) -> dict[str, Held]:
 
 def _held(name: str, tensor: torch.Tensor, known: dict[object, tuple[int, int]]) -> Held:
     shape = tuple(tensor.shape)
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return Held(tensor.detach(), shape, whole(shape))
     memory = tensor.to_local().detach()
     part = tuple(_run(tensor, dim, known) for dim in range(len(shape)))
@@ -47,6 +51,8 @@ def _run(tensor: DTensor, dim: int, known: dict[object, tuple[int, int]]) -> tup
 
     That holds for every placement, those of torch's own that have no public name included.
     """
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
     size = tensor.shape[dim]
     placements = tuple(p if _cuts(p, dim) else Replicate() for p in tensor.placements)
     if all(p.is_replicate() for p in placements):

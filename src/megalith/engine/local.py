@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from megalith.topology.sharded import is_dtensor
 from megalith.topology.topology import Topology
 
 
 def local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """The parameter itself, or a plain one over the memory of a DTensor's local part."""
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return parameter
     return nn.Parameter(parameter.to_local().detach(), requires_grad=parameter.requires_grad)
 
@@ -23,13 +23,15 @@ def place_gradient(parameter: nn.Parameter, local: nn.Parameter) -> None:
     """Gives the local parameter the gradient of its owner, without a copy."""
     if local is not parameter:
         gradient = parameter.grad
-        local.grad = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        local.grad = gradient.to_local() if is_dtensor(gradient) else gradient
 
 
 def like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     """A tensor placed as `parameter` is, over the memory of `part`."""
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return part
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         part,
         parameter.device_mesh,
@@ -44,7 +46,7 @@ def counted_here(parameter: torch.Tensor, topology: Topology) -> bool:
     """Does a norm over shards and tensor ranks count what this process holds? Replicas count once, on coordinate 0."""
     mesh = topology.weights
     shared: set[str] = set()
-    if isinstance(parameter, DTensor):
+    if is_dtensor(parameter):
         names = parameter.device_mesh.mesh_dim_names or ()
         # A strided shard, which FSDP2 makes of a tensor-parallel one, answers is_shard() with no.
         shared = {name for name, p in zip(names, parameter.placements, strict=True) if not p.is_replicate()}

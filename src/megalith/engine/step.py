@@ -9,7 +9,7 @@ the whole global batch, however it is cut. A pipeline interleaves the same micro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,10 +21,21 @@ from megalith.nn.dropout import sample_keys
 from megalith.parallel import data
 from megalith.parallel.context import PLACES
 from megalith.parallel.data import local_gradient
-from megalith.parallel.pipeline import Pipeline
 from megalith.topology.topology import Topology
 
+if TYPE_CHECKING:
+    from megalith.parallel.pipeline import Pipeline
+
 Terms = dict[str, torch.Tensor]
+
+
+def make_pipeline(stages: Sequence[nn.Module], topology: Topology) -> Pipeline | None:
+    """The schedules over several stages; their module, with torch's pipelines behind it, is a second to import."""
+    if topology.size("pipeline") == 1:
+        return None
+    from megalith.parallel.pipeline import Pipeline
+
+    return Pipeline(stages, topology)
 
 
 class Forward:
@@ -32,7 +43,7 @@ class Forward:
 
     def __init__(self, stages: Sequence[nn.Module], objective: Objective, topology: Topology) -> None:
         self.stages, self.objective, self.topology = list(stages), objective, topology
-        self.pipeline = Pipeline(stages, topology) if topology.size("pipeline") > 1 else None
+        self.pipeline = make_pipeline(stages, topology)
         modules = {id(module): module for stage in stages for module in stage.modules()}
         self.partial = [
             (module, name)

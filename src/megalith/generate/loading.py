@@ -37,7 +37,7 @@ from megalith.hub.obtain import resolve as published
 from megalith.models.config import ModelConfig
 from megalith.models.family import ARCHITECTURE, FAMILIES, understand
 from megalith.models.stack import LanguageModel
-from megalith.parallel.pipeline import split
+from megalith.parallel.cut import split
 from megalith.parallel.tensor import share_tensors
 from megalith.tokenizers.bpe import DefinedTokenizer
 from megalith.tokenizers.load import load_tokenizer

@@ -17,13 +17,11 @@ from typing import Literal, Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention.bias import CausalBias
-from torch.nn.attention.flex_attention import flex_attention
 
 from megalith.errors import UnsupportedError
 from megalith.nn.dropout import ProbabilityDropout
 from megalith.nn.precision import at_least_fp32
-from megalith.nn.visibility import Visibility, as_mask, document_lengths
+from megalith.nn.visibility import Visibility, as_mask, document_lengths, triangle
 
 CoreName = Literal["auto", "sdpa", "flex", "eager"]
 CALL_COST, CAUSAL_SHARE = 1500, 0.6
@@ -107,11 +105,9 @@ class SDPACore(nn.Module):
             lengths = document_lengths(visibility.documents)
             if lengths is not None and worth_splitting(lengths):
                 return self.by_document(q, k, v, lengths)
-        mask = visibility.mask
-        if not isinstance(mask, CausalBias):
-            mask = as_mask(visibility, q.shape[2], k.shape[2], q.device)
-            if mask is not None and mask.dtype != torch.bool:
-                mask = mask.to(q.dtype)
+        mask = as_mask(visibility, q.shape[2], k.shape[2], q.device)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
         return self.attend(q, k, v, mask=mask)
 
     def attend(
@@ -125,8 +121,12 @@ class SDPACore(nn.Module):
     ) -> torch.Tensor:
         if faster_written_out(q, k, mask):
             if causal:
-                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+                mask = triangle(q.shape[2], k.shape[2], q.device)
             return written_out(q, k, v, mask, self.scale)
+        if (
+            causal and q.shape[2] != k.shape[2]
+        ):  # the kernels' own flag lets the first query meet the first key
+            mask, causal = last_meets_last(q.shape[2], k.shape[2]), False
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped
         )
@@ -180,6 +180,8 @@ class FlexCore(SDPACore):
     @functools.cached_property
     def kernel(self) -> Callable[..., torch.Tensor]:
         """Flex attention is fast only compiled; inside a compiled block it is part of that graph instead."""
+        from torch.nn.attention.flex_attention import flex_attention
+
         return torch.compile(flex_attention)
 
     def forward(
@@ -192,6 +194,8 @@ class FlexCore(SDPACore):
     ) -> torch.Tensor:
         if visibility.blocks is None:
             return super().forward(q, k, v, visibility, keys)
+        from torch.nn.attention.flex_attention import flex_attention
+
         inlined = torch.compiler.is_compiling() or q.device.type == "cpu"
         attend = flex_attention if inlined else self.kernel
         return attend(q, k, v, block_mask=visibility.blocks, scale=self.scale, enable_gqa=self.grouped)
@@ -230,13 +234,20 @@ class EagerCore(nn.Module):
         return f"scale={self.scale:g}"
 
 
+def last_meets_last(queries: int, keys: int) -> torch.Tensor:
+    """The causal triangle of the last queries as torch's own kind of mask, by which a GPU's kernels need no numbers."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(queries, keys)
+
+
 def faster_written_out(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> bool:
     """Is `written_out` faster than SDPA in training on a CPU? Measured, forward and backward, heads of 64.
 
     Twice as fast in half precisions up to `WRITTEN_OUT` scores a head; three times under a mask that learns, to which no fused
     kernel there gives a gradient.
     """
-    if q.device.type != "cpu" or not torch.is_grad_enabled() or isinstance(mask, CausalBias):
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     if mask is not None and mask.requires_grad:
         return True

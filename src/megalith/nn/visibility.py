@@ -10,17 +10,17 @@ Legend: B batch, T queries, S keys, H heads
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import CausalBias, causal_lower_right
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Visibility(NamedTuple):
-    """`mask` is (1 or B, 1 or H, 1 or T, S): bool, True where a query may look, or a float to add (−inf: may not), or the
-    triangle that a GPU's kernel knows without its numbers.
+    """`mask` is (1 or B, 1 or H, 1 or T, S): bool, True where a query may look, or a float to add (−inf: may not).
 
     `documents` (B, S): causal, and within the same number only. `lengths` (B,), at least 1: the keys before each row's
     padding, whatever the query. At most one of the five is set.
@@ -109,12 +109,10 @@ def unpadded(lengths: torch.Tensor | None, keys: int) -> bool:
 
 def causal_visibility(queries: int, keys: int, device: torch.device) -> Visibility:
     """The last `queries` of `keys` tokens, each looking at itself and back."""
-    if queries == keys:
-        return Visibility(causal=True)
-    if queries == 1:
+    if queries == 1 and keys > 1:
         return Visibility()
-    if device.type == "cuda":
-        return Visibility(mask=causal_lower_right(queries, keys))
+    if queries == keys or device.type == "cuda":  # whose kernels know the triangle without its numbers
+        return Visibility(causal=True)
     # Numbers, of which all layers keep one tensor for their backward; of a bool mask a kernel makes its own in each.
     hidden = ~triangle(queries, keys, device)
     return Visibility(mask=torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf")))
@@ -147,6 +145,8 @@ def document_lengths(documents: torch.Tensor) -> list[list[int]] | None:
 
 def document_blocks(documents: torch.Tensor, queries: int) -> BlockMask:
     """The same as flex attention's block mask: whole blocks of other documents are never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
     batch, keys = documents.shape
     first = keys - queries
 
@@ -166,7 +166,7 @@ def with_bias(visibility: Visibility, bias: torch.Tensor) -> Visibility:
 
 def as_mask(visibility: Visibility, queries: int, keys: int, device: torch.device) -> torch.Tensor | None:
     """Any form but blocks as a mask tensor; None when every query may look at every key."""
-    if visibility.causal or isinstance(visibility.mask, CausalBias):
+    if visibility.causal:
         return triangle(queries, keys, device)
     if visibility.documents is not None:
         return document_mask(visibility.documents, queries)

@@ -16,10 +16,10 @@ from torch import nn
 from megalith.models.stack import LanguageModel, Rule, named_blocks
 from megalith.parallel.compile import compile_block, compile_loss
 from megalith.parallel.context import share_context
+from megalith.parallel.cut import split
 from megalith.parallel.data import share_data
 from megalith.parallel.materialise import materialise
 from megalith.parallel.memory import Recompute, check_recompute, recompute_blocks
-from megalith.parallel.pipeline import split
 from megalith.parallel.tensor import share_tensors
 from megalith.topology.precision import precision as precision_of
 from megalith.topology.topology import Topology

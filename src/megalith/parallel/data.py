@@ -13,21 +13,19 @@ Under a pipeline the schedule reduces after its last micro-batch, whatever the p
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-)
-from torch.distributed.tensor import DTensor
 
+from megalith.topology.sharded import is_dtensor
 from megalith.topology.topology import Topology
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule, OffloadPolicy
 
 BY_HAND = {"relative_bias", "prompts"}
 """Modules whose parameters FSDP2 is never given: a few small ones, that every process holds whole."""
@@ -41,6 +39,8 @@ def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> 
     """
     if topology.sizes.copies == 1 or not (root or topology.sizes.overlap):
         return
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
     reshard = topology.sizes.zero_stage == 3 and topology.sizes.sharing > 1 and not root
     fully_shard(
         module,
@@ -59,6 +59,8 @@ def share_data(module: nn.Module, topology: Topology, *, root: bool = False) -> 
 
 def _offload(topology: Topology) -> OffloadPolicy:
     """Pinned where there is a GPU to copy to."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
+
     if not topology.sizes.offload:
         return OffloadPolicy()
     return CPUOffloadPolicy(pin_memory=topology.device.type == "cuda")
@@ -90,9 +92,15 @@ def summed_by_hand(stage: nn.Module, topology: Topology) -> dict[str, nn.Paramet
     }
 
 
+def under_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
+    """Is it one of FSDP2's? Where nobody has imported that, nothing is."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
 def begin_micro_batch(stage: nn.Module, topology: Topology, *, last: bool) -> None:
     """Says before a backward whether its gradients are reduced: those of the last one always are."""
-    if isinstance(stage, FSDPModule):
+    if under_fsdp(stage):
         stage.set_requires_gradient_sync(last or topology.sizes.zero_stage >= 2)
         stage.set_is_last_backward(last)
 
@@ -100,14 +108,14 @@ def begin_micro_batch(stage: nn.Module, topology: Topology, *, last: bool) -> No
 def reshard(stage: nn.Module) -> None:
     """Free gathered weights; afterwards parameters are what this process keeps (an evaluation leaves them gathered)."""
     for module in stage.modules():
-        if isinstance(module, FSDPModule):
+        if under_fsdp(module):
             module.reshard()
 
 
 def whole(parameter: torch.Tensor, device: torch.device) -> torch.Tensor:
     """All of a parameter at rest, there, whoever holds its parts. Every process that has one calls it alike. Not differentiable."""
     tensor = parameter.detach().to(device)
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def sum_gradients(stages: Sequence[nn.Module], topology: Topology) -> None:

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor
 
 from megalith.models.heads import MaskedHead, Pooler
 from megalith.nn.dropout import Dropout, ProbabilityDropout
@@ -29,6 +28,7 @@ from megalith.nn.loss import CrossEntropy
 from megalith.nn.position import RelativeBias
 from megalith.nn.prompt import Prompts
 from megalith.topology import collectives
+from megalith.topology.sharded import is_dtensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Shares:
 
 def local(parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The plain tensor that this rank holds of a parameter, cast to `dtype`. Differentiable."""
-    tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    tensor = parameter.to_local() if is_dtensor(parameter) else parameter
     return tensor if dtype is None else tensor.to(dtype)
 
 

@@ -1,7 +1,4 @@
-"""Pipeline parallelism: which layers a process holds, and the schedules that move micro-batches through the stages.
-
-    rank 0   stage 0 (layers 0-1)   stage 2 (4-5)      with two stages a rank, stages go round the ranks
-    rank 1   stage 1 (layers 2-3)   stage 3 (6-7)
+"""Pipeline parallelism: the schedules that move micro-batches through the stages that `cut` made.
 
 Of an encoder-decoder the first stages hold the encoder, whose end sends the memory, and the others the decoder, each of which
 passes it on with its own hidden states:
@@ -10,14 +7,13 @@ passes it on with its own hidden states:
 
 Training runs on torch.distributed.pipelining; shapes are stated, so that it does not run a forward and backward to find them,
 and a schedule is kept for each (micro-batches, size, length). Evaluation sends activations stage by stage by itself: any
-number of micro-batches, no gradients. Knows models that can `cut` themselves and say what passes. Knows no loss but as a function.
+number of micro-batches, no gradients. Knows models that say what passes. Knows no loss but as a function.
 
 Legend: B batch, T time, S time of the encoder, D width
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +27,7 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
 )
 
-from megalith.models.stack import INPUT, towers
+from megalith.models.stack import INPUT
 from megalith.nn.position import RelativeBias
 from megalith.parallel.data import local_gradient
 from megalith.parallel.stage import Stage
@@ -41,45 +37,6 @@ Loss = Callable[[torch.Tensor, int], torch.Tensor]
 """(output of the last stage, number of the micro-batch) → scalar."""
 Lengths = tuple[tuple[str, int], ...]
 """Of each sequence whose hidden states pass through the stages of a process."""
-
-
-def split(whole: nn.Module, topology: Topology) -> list[nn.Module]:
-    """The stages of a meta model that this process holds; the model itself without a pipeline.
-
-    What several stages need (a relative bias, a tied table) is one module in all stages of a process.
-    """
-    sizes = topology.sizes
-    if sizes.pipeline == 1:
-        return [whole]
-    parts = sizes.layers_of(*map(len, towers(whole)))
-    found = holders(whole, parts)
-    stages: list[nn.Module] = []
-    for index in range(topology.rank("pipeline"), sizes.stages, sizes.pipeline):
-        stage = copy.deepcopy(whole)
-        stage.cut(index, sizes.stages, parts[index])  # type: ignore[operator]
-        stage.holders = found  # type: ignore[assignment]
-        for name, held in found.items():
-            before = [i for i in held if i < index and i % sizes.pipeline == index % sizes.pipeline]
-            if index in held and before:
-                path = name.rpartition(".")[0]
-                stage.set_submodule(path, stages[before[0] // sizes.pipeline].get_submodule(path))
-        stages.append(stage)
-    return stages
-
-
-def holders(whole: nn.Module, parts: Sequence[range]) -> dict[str, list[int]]:
-    """Names of the parameters that several stages hold → these stages, which have `parts` of the layers."""
-    shell = copy.deepcopy(whole)
-    for tower in towers(shell):
-        for layer in tower:
-            tower[layer] = nn.Identity()
-    found: dict[str, list[int]] = {}
-    for index, layers in enumerate(parts):
-        stage = copy.deepcopy(shell)
-        stage.cut(index, len(parts), layers)  # type: ignore[operator]
-        for name, _ in stage.named_parameters():
-            found.setdefault(name, []).append(index)
-    return {name: stages for name, stages in sorted(found.items()) if len(stages) > 1}
 
 
 class Pipeline:

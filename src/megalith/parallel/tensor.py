@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
 
 from megalith.models.heads import MaskedHead, Pooler
 from megalith.nn.attention import Attention
@@ -108,6 +107,8 @@ def _share_sequence(module: nn.Module, shares: Shares) -> None:
 
 def _shard(module: nn.Module, topology: Topology, **dims: int) -> None:
     """Replaces whole meta parameters by DTensors of which this rank holds one piece."""
+    from torch.distributed.tensor import DTensor, Shard
+
     assert topology.weights is not None
     for name, dim in dims.items():
         whole = getattr(module, name, None)

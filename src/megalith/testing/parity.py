@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import distribute_tensor
 
 from megalith.adapt.method import Method, Tag
 from megalith.adapt.prompts import virtual_ids
@@ -38,6 +38,7 @@ from megalith.parallel.apply import build
 from megalith.parallel.context import chunks_of
 from megalith.parallel.memory import Recompute
 from megalith.testing.pool import RankPool
+from megalith.topology.sharded import is_dtensor
 from megalith.topology.sizes import Sizes
 from megalith.topology.topology import Topology
 
@@ -292,7 +293,7 @@ def compare_rank(case: Case, sizes: Sizes, path: str) -> list[Difference]:
 
 def _difference(name: str, value: torch.Tensor, whole: torch.Tensor) -> Difference:
     scale = whole.double().abs().max().item() if whole.numel() else 0.0
-    if isinstance(value, DTensor):  # the same slice of the reference; nothing is sent
+    if is_dtensor(value):  # the same slice of the reference; nothing is sent
         mesh, placements = value.device_mesh, value.placements
         whole = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
         value = value.to_local()

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+from megalith.topology.launch import forget_meshes
 
 GRACE = 3.0
 """Seconds that the other ranks have to answer after the first error."""
@@ -118,7 +119,7 @@ def _serve(rank: int, inbox: Any, outbox: Any) -> None:
             if dist.is_initialized():
                 dist.destroy_process_group()
             torch._dynamo.reset()
-            _clear_sharding_prop_cache()  # DTensor remembers meshes, whose groups are gone, for equal ones
+            forget_meshes()
 
 
 def _end_with_parent() -> None:

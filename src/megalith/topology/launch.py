@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import Store  # type: ignore[attr-defined]
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megalith.errors import TopologyError
@@ -117,7 +116,14 @@ def fake(world_size: int, *, rank: int = 0) -> Iterator[Member]:
         yield Member(torch.device("cpu"), rank, world_size)
     finally:
         dist.destroy_process_group()
-        _clear_sharding_prop_cache()  # it remembers meshes by their shape, and with them groups that are gone
+        forget_meshes()
+
+
+def forget_meshes() -> None:
+    """After a process group: DTensor remembers meshes by their shape, and with them groups that are gone."""
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
 
 
 def own_device(name: str | torch.device, launched: Launched | None) -> torch.device:

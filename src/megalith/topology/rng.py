@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch.distributed.tensor import DTensor
+
+from megalith.topology.sharded import is_dtensor
 
 ROWS_PER_BLOCK = 64
 
@@ -33,7 +34,7 @@ def initialise(
     Errors: `ValueError` for a name that no rule matches, or an unknown distribution.
     """
     for name, parameter in named_parameters:
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        local = parameter.to_local() if is_dtensor(parameter) else parameter
         fill(local, first_indices(parameter), tuple(parameter.shape), block_source(name, rules, seed))
 
 
@@ -84,7 +85,7 @@ def fill(local: torch.Tensor, first: Sequence[int], shape: Sequence[int], source
 
 def first_indices(parameter: torch.Tensor) -> list[int]:
     """Index of this process's first element in the whole tensor, one number a dimension; zeros for a plain tensor."""
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return [0] * parameter.ndim
     mesh = parameter.device_mesh
     cuts = []
