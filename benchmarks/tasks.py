@@ -1,11 +1,13 @@
 """What tuning reaches on real tasks: rows of SST-2, RTE and WinoGrande, and how many a model answers.
 
     MEGALITH_DATA=… python benchmarks/tasks.py rows FOLDER
-    python benchmarks/tasks.py score FOLDER/sst2_valid.jsonl --checkpoint M [--prompts A] [--output results.json]
+    python benchmarks/tasks.py score FOLDER/sst2_valid.jsonl --checkpoint M [--prompts A] --label prompts --output results.json
+    python benchmarks/tasks.py draw results.json --image docs/images/tasks.png
 
 `rows` writes TASK_train.jsonl and TASK_valid.jsonl for `megalith tune`: {"prompt_tag", "text", "answer", "answers"}. SST-2: its own
 train and dev files. RTE: RTE 1-3 against the validation set. WinoGrande: 600 of the 860 items there are, the other 260 to score.
-`score`: the answer to which the model gives the greater probability; accuracy with the 95 % interval of Wilson.
+`score`: the answer to which the model gives the greater probability; accuracy with the 95 % interval of Wilson. A result takes
+the place of an earlier one of the same rows and label.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 
 import megalith
 from megalith.generate.asking import ask
 from megalith.generate.prompting import Tagged
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
 
 Row = dict[str, Any]
 BATCH = 32
@@ -33,7 +39,7 @@ BATCH = 32
 def sst2(data: Path) -> dict[str, list[Row]]:
     def read(name: str) -> list[Row]:
         lines = (line.split("\t", 1) for line in (data / "sst2" / name).read_text("utf-8").splitlines())
-        return [row("SST2", f"{text} It was", [" terrible", " great"], int(label)) for label, text in lines]
+        return [row("SST2", f"{text} It was", [" bad", " good"], int(label)) for label, text in lines]
 
     return {"train": read("train.tsv"), "valid": read("dev.tsv")}
 
@@ -76,7 +82,7 @@ def row(tag: str, text: str, answers: list[str], right: int) -> Row:
 def score(loaded: megalith.Loaded, rows: list[Row]) -> int:
     """How many rows are answered rightly."""
     tokenizer, right = loaded.needs_tokenizer(), 0
-    tagged = loaded.prompting is not None
+    tagged = loaded.prompting is not None and bool(loaded.prompting.adapter.names)
     for first in range(0, len(rows), BATCH):
         some = rows[first : first + BATCH]
         begins = [
@@ -126,7 +132,11 @@ def main() -> int:
     scoring.add_argument("rows", type=Path)
     scoring.add_argument("--checkpoint", required=True)
     scoring.add_argument("--prompts")
+    scoring.add_argument("--label", default="untuned")
     scoring.add_argument("--output", type=Path)
+    drawing = commands.add_parser("draw")
+    drawing.add_argument("results", type=Path)
+    drawing.add_argument("--image", type=Path, required=True)
     given = parser.parse_args()
     if given.command == "rows":
         given.folder.mkdir(parents=True, exist_ok=True)
@@ -135,16 +145,49 @@ def main() -> int:
                 lines = "".join(json.dumps(each) + "\n" for each in found)
                 (given.folder / f"{make.__name__}_{split}.jsonl").write_text(lines, "utf-8")
         return 0
+    if given.command == "draw":
+        draw(json.loads(given.results.read_text("utf-8")), given.image)
+        return 0
     rows = [json.loads(line) for line in given.rows.read_text("utf-8").splitlines()]
     loaded = megalith.load(given.checkpoint, prompts=[given.prompts] if given.prompts else [], precision="32")
     right = score(loaded, rows)
-    low, high = interval(right, len(rows))
-    result = {"rows": given.rows.name, "checkpoint": given.checkpoint, "prompts": given.prompts, "count": len(rows),
-              "accuracy": round(right / len(rows), 4), "interval": [round(low, 4), round(high, 4)]}  # fmt: skip
+    result = {"rows": given.rows.stem, "label": given.label, "count": len(rows), "right": right,
+              "accuracy": round(right / len(rows), 4), "interval": [round(end, 4) for end in interval(right, len(rows))]}  # fmt: skip
     print(json.dumps(result))
     if given.output:
-        given.output.write_text(json.dumps(result) + "\n", "utf-8")
+        keep(result, given.output)
     return 0
+
+
+def keep(result: Row, path: Path) -> None:
+    """Beside the others of the file."""
+    old = json.loads(path.read_text("utf-8")) if path.exists() else []
+    others = [each for each in old if (each["rows"], each["label"]) != (result["rows"], result["label"])]
+    path.write_text("[\n" + ",\n".join(map(json.dumps, [*others, result])) + "\n]\n", "utf-8")
+
+
+def draw(results: list[Row], image: Path) -> None:
+    """A point with its interval for each way, one panel a task."""
+    tasks = list(dict.fromkeys(each["rows"] for each in results))
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 3.0), dpi=110, squeeze=False)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        found = [each for each in results if each["rows"] == task]
+        for place, each in enumerate(found):
+            low, high = (100 * end for end in each["interval"])
+            colour = "#8a8a8a" if each["label"] == "untuned" else "#1f4e8c"
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot(100 * each["accuracy"], place, "o", color=colour)
+        axes.set_yticks(range(len(found)), [each["label"] for each in found])
+        axes.invert_yaxis()
+        axes.axvline(50, color="#b3541e", linestyle=":")
+        axes.set_xlim(30, 85)
+        axes.set_title(f"{task.removesuffix('_valid')}: {found[0]['count']} rows", fontsize=10)
+        axes.set_xlabel("answered rightly, %")
+        axes.grid(axis="x", alpha=0.25)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(image)
 
 
 if __name__ == "__main__":
