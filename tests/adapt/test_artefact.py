@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,20 @@ def test_what_cannot_be_one_table(other, words):
     with pytest.raises(ConfigError) as caught:
         joined([prompts("a"), other])
     assert words in str(caught.value)
+
+
+def test_each_is_compared_with_the_first_that_knows():
+    """PEFT's say nothing of their base: two that stand behind one of those may still be strangers."""
+    silent = prompts("a", base=Base(name="gpt2"))
+    for other, what in ((Base("a2", "", "t1"), "base model"), (Base("a1", "", "t2"), "tokenizer")):
+        given = [silent, prompts("b"), prompts("c", base=other)]
+        with pytest.raises(ConfigError, match=f"it is for another {what}"):
+            joined(given)
+        assert joined(given, force=True).base == Base("a1", "gpt.nemo", "t1")
+    families = [replace(silent, family=name) for name in ("", "t5", "bart")]
+    with pytest.raises(ConfigError, match="it is for another family"):
+        joined([replace(each, tags=(), tensors={}) for each in families], force=True)
+    assert joined([families[0], replace(prompts("b"), family="t5")]).family == "t5"
 
 
 def test_another_base_or_tokenizer_is_refused_unless_forced():

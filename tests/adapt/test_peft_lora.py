@@ -97,6 +97,7 @@ def test_llamas_parts_out(tmp_path):
         ({"peft_type": "IA3"}, "IA3"),
         ({"use_dora": True, "modules_to_save": ["lm_head"]}, "modules_to_save.*use_dora"),
         ({"bias": "all"}, "bias 'all'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4', which changes the base"),
         ({"r": 0}, "its r is 0"),
         ({"lora_alpha": "much"}, "lora_alpha is 'much'"),
         ({"alpha_pattern": {"((": 3}}, "alpha_pattern"),

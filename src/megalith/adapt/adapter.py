@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -136,12 +136,12 @@ def checked(adapter: Adapter) -> Adapter:
 def joined(adapters: Sequence[Adapter], *, force: bool = False) -> Adapter:
     """Several adapters' tags as one adapter's, in this order.
 
-    Errors: `ConfigError` for a tag that two of them have, for another family or, without `force`, another base, and for what has
-    no tags.
+    Errors: `ConfigError` for a tag that two of them have, for another family or, without `force`, another base or tokenizer, and
+    for what has no tags.
     """
     if len(adapters) == 1:
         return adapters[0]
-    first, found = adapters[0], []
+    found: list[Problem] = []
     where = ", ".join(each.path for each in adapters)
     for each in adapters:
         if each.method not in WITH_TAGS:
@@ -160,10 +160,14 @@ def joined(adapters: Sequence[Adapter], *, force: bool = False) -> Adapter:
     for each in adapters:
         tensors |= _renumbered(each.tensors, len({TABLE.fullmatch(name)[1] for name in tensors}))  # type: ignore[index]
     tags = tuple(tag for each in adapters for tag in each.tags)
-    method = first.method if len({each.method for each in adapters}) == 1 else SOFT_PROMPT
-    base = next((each.base for each in adapters if each.base.fingerprint), first.base)
+    methods = {each.method for each in adapters}
+    method = methods.pop() if len(methods) == 1 else SOFT_PROMPT
+    base = next((each.base for each in adapters if each.base.fingerprint), adapters[0].base)
+    tokenizer = next((each.base.tokenizer for each in adapters if each.base.tokenizer), "")
+    family = next((each.family for each in adapters if each.family), "")
     tasks = {tag: task for each in adapters for tag, task in each.tasks.items()}
-    return Adapter(method, first.family, tensors, tags, settings_of(tags), base, where, tasks)
+    known = replace(base, tokenizer=tokenizer)
+    return Adapter(method, family, tensors, tags, settings_of(tags), known, where, tasks)
 
 
 def settings_of(tags: Sequence[Tag]) -> dict[str, Any]:
@@ -172,16 +176,20 @@ def settings_of(tags: Sequence[Tag]) -> dict[str, Any]:
 
 
 def _strangers(adapters: Sequence[Adapter], force: bool) -> list[Problem]:
-    """Those that do not belong to the first one's model."""
-    first, found = adapters[0], []
-    for each in adapters[1:]:
-        known = first.base.fingerprint, each.base.fingerprint
-        if each.family and first.family and each.family != first.family:
-            what = f"it is for a {each.family.upper()}, {first.path} for a {first.family.upper()}"
-            found.append(Problem(each.path, what, "give adapters of one model"))
-        elif not force and all(known) and known[0] != known[1]:
-            what = f"it is for another base model than {first.path}"
-            found.append(Problem(each.path, what, "give adapters of one model"))
+    """Those that do not belong to what the first one that says so belongs to."""
+    said = {"family": [each.family for each in adapters]}
+    if not force:
+        said["base model"] = [each.base.fingerprint for each in adapters]
+        said["tokenizer"] = [each.base.tokenizer for each in adapters]
+    found = []
+    for what, names in said.items():
+        first = next((number for number, name in enumerate(names) if name), 0)
+        complaint = f"it is for another {what} than {adapters[first].path}"
+        found += [
+            Problem(each.path, complaint, "give adapters of one model")
+            for each, name in zip(adapters, names, strict=True)
+            if name not in ("", names[first])
+        ]
     return found
 
 

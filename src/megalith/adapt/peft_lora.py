@@ -46,6 +46,8 @@ _OTHER = (
     "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
 )  # fmt: skip
 """Keys by which PEFT's LoRA becomes another thing."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of A and B that PEFT takes out of the base model's weights, anew each time that such an adapter is loaded."""
 
 
 class Pair(NamedTuple):
@@ -100,6 +102,8 @@ def _refuse_other(said: Mapping[str, Any], folder: Path) -> None:
             f"its peft_type is {said.get('peft_type')}", where=str(folder), fix="LORA is read here"
         )
     found = [f"{key} {said[key]!r}" for key in _OTHER if said.get(key) and said[key] != _PLAIN.get(key)]
+    if str(begun := said.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+        found.append(f"init_lora_weights {begun!r}, which changes the base model's weights")
     if found:
         raise CheckpointError(
             f"it is LoRA with something besides: {', '.join(found)}",
