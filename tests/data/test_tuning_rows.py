@@ -56,6 +56,12 @@ def test_everything_that_is_wrong_is_told_by_line(tmp_path):
     assert "fix: one object a line" in said
 
 
+def test_half_a_character_is_told_by_line(tmp_path):
+    path = write(tmp_path, row(text="whole \U0001f600"), row(text="half \ud83d"))
+    with pytest.raises(DataError, match=r'line 2: "text" holds half a character \(U\+D83D\)'):
+        read_rows(path, WANTED)
+
+
 def test_of_many_the_first_few_and_their_number(tmp_path):
     with pytest.raises(DataError) as caught:
         read_rows(write(tmp_path, *[{"text": 1}] * 9), ["text", "answer"])

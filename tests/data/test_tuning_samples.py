@@ -95,6 +95,17 @@ def test_too_long_samples_are_counted_or_cut(tokenizer, tmp_path):
         Maker(tokenizer, [cutting], Rules(3)).read(files, training=True)
 
 
+def test_rows_of_which_nothing_counts_are_left_out(tokenizer, tmp_path):
+    row = {"prompt_tag": "W", "text": TEXT, "answer": ""}
+    task = tagged("W", 3, answer_only=True).at(1000)
+    files = write(tmp_path, row, {**row, "answer": " trophy"})
+    found = Maker(tokenizer, [task], Rules(100)).read(files, training=True)
+    assert (len(found), found.too_short) == (1, 1)
+    assert len(Maker(tokenizer, [task], Rules(100, eos=2)).read(files, training=True)) == 2, "they end"
+    with pytest.raises(DataError, match="1 shorter than 1, or without a token that counts"):
+        Maker(tokenizer, [task], Rules(100)).read(write(tmp_path, row), training=True)
+
+
 def test_tags_that_are_not_known_or_done_are_told_by_line(tokenizer, tmp_path):
     row = {"prompt_tag": "W", "text": "a", "answer": "b"}
     files = write(tmp_path, row, {**row, "prompt_tag": "X"}, {**row, "prompt_tag": "old"})
@@ -141,6 +152,7 @@ def test_a_template_has_virtual_tokens_where_it_says(tokenizer):
         ("<|VIRTUAL_PROMPT_1|>{a}{b}", [3], 3, "b", None, "prompt_template"),
         ("<|VIRTUAL_PROMPT_0|>", [3], 3, None, None, "prompt_template"),
         ("<|VIRTUAL_PROMPT_0|>{a}{b}.", [3], 3, "b", None, "answer_field"),
+        ("<|VIRTUAL_PROMPT_0|>{a}{b}{a}", [3], 3, None, None, "answer_field"),
         ("<|VIRTUAL_PROMPT_0|>{a}{b}", [3], 3, "c", None, "answer_field"),
         ("<|VIRTUAL_PROMPT_0|>{a}{b}", [3], 3, "b", "b", "truncate_field"),
         ("<|VIRTUAL_PROMPT_0|>{a}{b}", [3], 3, "b", "d", "truncate_field"),

@@ -9,6 +9,7 @@ Everything that is wrong in a file is told together, by line. Knows JSON and fie
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 from megalith.errors import DataError
 
+LONE = re.compile("[\ud800-\udfff]")
+"""Halves of pairs: JSON may spell them, and no text has them."""
 SHOWN = 5
 """Problems of a file that are written out; of the others only the number."""
 
@@ -95,6 +98,8 @@ def _fields(
         text = as_text(value[name])
         if text is None:
             tell(f'"{name}" is {_kind(value[name])}, not a text')
+        elif lone := LONE.search(text):
+            tell(f'"{name}" holds half a character (U+{ord(lone[0]):04X}), which is no text')
         else:
             found[name] = text
     return found

@@ -66,7 +66,8 @@ class Rules:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of some files, in their order, and how many rows were left out for their length."""
+    """The samples of some files, in their order, and how many rows were left out for their length; too short is also one of which
+    no token counts."""
 
     samples: tuple[Sample, ...]
     too_long: int = 0
@@ -128,7 +129,7 @@ class Maker:
                 left.cut -= self._too_long(sample)
             if self._too_long(sample):
                 left.too_long += 1
-            elif _text_length(sample, task) < self.rules.min_length:
+            elif _text_length(sample, task) < self.rules.min_length or not sample.scored[1:].any():
                 left.too_short += 1
             else:
                 yield sample
@@ -265,11 +266,13 @@ def _nothing(found: Samples, rules: Rules) -> str:
         return "there is no row in it"
     return (
         f"no sample is left: {found.too_long} rows are longer than {rules.max_length} tokens (virtual ones and all), "
-        f"{found.too_short} shorter than {rules.min_length}"
+        f"{found.too_short} shorter than {rules.min_length}, or without a token that counts"
     )
 
 
 def _more(found: Samples, rules: Rules) -> str:
-    if not found.too_long:
+    if not found.too_long and not found.too_short:
         return "give a file with rows"
+    if not found.too_long:
+        return "rows with answers, a smaller model.data.min_seq_length, or model.data.add_eos=true"
     return "a larger model.data.max_seq_length, fewer virtual tokens, or model.data.truncate_field=text, which cuts texts"

@@ -118,6 +118,12 @@ def template_problems(
         yield "prompt_template", what, f"each once: {wanted}"
     if not fields:
         yield "prompt_template", "has no field", 'as "<|VIRTUAL_PROMPT_0|>{text}{answer}"'
+    elif answer is None and fields.count(fields[-1]) > 1:
+        yield (
+            "answer_field",
+            f"{fields[-1]} is the answer, being last, and stands in it before",
+            "name it once",
+        )
     if answer is not None and answer not in fields:
         yield "answer_field", f"{answer} is no field of the template", f"one of {', '.join(fields)}"
     elif answer is not None and (fields.count(answer) > 1 or not template.endswith(f"{{{answer}}}")):
