@@ -142,6 +142,7 @@ def test_unknown_targets(family, targets, words):
         ({"rank": -1, "alpha": 0.0}, "2 problems"),
         ({"dropout": 1.0}, "lora.dropout"),
         ({"targets": ()}, "lora.targets"),
+        ({"targets": ("",)}, "lora.targets"),
     ],
 )
 def test_impossible_settings(fields, word):

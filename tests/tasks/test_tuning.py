@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from megalith.adapt.adapter import Adapter
+from megalith.adapt.adapter import Base as Fingerprint
 from megalith.adapt.artefact import open_adapter
 from megalith.adapt.fingerprint import fingerprint_of
+from megalith.adapt.method import Tag
 from megalith.checkpoint.formats.nemo_prompts import prompts_of
 from megalith.checkpoint.reading import read_state
 from megalith.errors import EXIT_SUCCESS, CheckpointError, ConfigError, DataError, MegalithError
 from megalith.generate.manner import manner_of
+from megalith.tasks.tuning import check_tags
+from megalith.tasks.tuning_base import tokenizer_of
+from megalith.tokenizers.config import TokenizerConfig
 from megalith.tokenizers.load import load_tokenizer
+from megalith.tokenizers.train import TrainingOptions, train_bpe
 
 from .nano import losses, rows
-from .tuning import P, make_base, prompts, tune
+from .tuning import P, make_base, prompts, settled, tune
 
 RUNS = [
     ("soft-prompt", "gpt"), ("soft-prompt", "t5"), ("soft-prompt", "bart"), ("p-tuning", "gpt"), ("p-tuning", "t5"),
@@ -210,6 +218,51 @@ def test_tags_that_do_not_fit_the_file_are_refused(bases, first, tmp_path):
     for part in ("C is not in", "it has A", "A is tuned already", f"5, and the prompts of A have {P}"):
         assert part in said
     assert not (tmp_path / "x").exists()
+
+
+def test_lengths_are_those_of_the_file(bases, first, tmp_path):
+    """A template that said more would ask for virtual tokens of the next tag, or of none."""
+    template = (
+        "{{taskname:{0},prompt_template:'<|VIRTUAL_PROMPT_0|>{{text}}{{answer}}',total_virtual_tokens:{1}}}"
+    )
+    both = f"model.task_templates=[{template.format('A', P + 1)},{template.format('B', 2)}]"
+    with pytest.raises(ConfigError) as caught:
+        second(bases, tmp_path / "x", first[0], both)
+    assert f"A: total_virtual_tokens is {P + 1}, and its prompt in {first[0]} has {P}" in str(caught.value)
+    assert not (tmp_path / "x").exists()
+    held = Adapter("soft-prompt", "gpt", {}, (Tag("A", P), Tag("B", P + 1)))
+
+    def check(length):
+        more = f"model.num_prompt_tokens={length}"
+        composed = settled("soft-prompt", bases("gpt"), tmp_path / "x", *prompts("C"), more)
+        check_tags(composed.config, SimpleNamespace(adapter=held))
+
+    check(P)
+    check(P + 1)
+    with pytest.raises(ConfigError, match=f"the prompts of A, B have {P}, {P + 1}"):
+        check(P + 2)
+
+
+def test_texts_that_no_prompt_begins_from_are_not_read(bases, tmp_path):
+    more = ["model.new_prompt_init_methods=[random]", "model.new_prompt_init_text=[w01,w02]"]
+    composed = settled("soft-prompt", bases("gpt"), tmp_path / "x", *prompts("A"), *more)
+    assert composed.config.model.init_texts == {"A": None}
+
+
+def test_a_tokenizer_that_prompts_were_not_tuned_with_is_refused(bases, tmp_path):
+    """A model that comes without one takes the configuration's."""
+    tokens = bases("gpt") / "base/checkpoints/step_0000003/tokenizer"
+    other = train_bpe(["w01 w02 w03 " * 9], TrainingOptions(vocab_size=270))
+    other.save(tmp_path / "other")
+    held = Adapter("soft-prompt", "gpt", {}, base=Fingerprint(tokenizer=load_tokenizer(tokens).hash()))
+    base = SimpleNamespace(tokens=None, adapter=held)
+
+    def config(path):
+        return SimpleNamespace(model=SimpleNamespace(tokenizer=TokenizerConfig(file=str(path))))
+
+    assert tokenizer_of(config(tokens), base).hash() == held.base.tokenizer
+    with pytest.raises(CheckpointError, match="another one than its prompts were tuned with"):
+        tokenizer_of(config(tmp_path / "other"), base)
 
 
 def test_the_model_comes_with_its_own_architecture(bases, tmp_path):

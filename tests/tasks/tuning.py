@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megalith.config.compose import settle
+from megalith.config.compose import Composed, settle
 from megalith.tasks.pretrain import run
 from megalith.tasks.tuning import prepare_tuning
 from megalith.tasks.tuning_base import gather_tuning
+from megalith.tasks.tuning_config import TuneConfig
 
 from .nano import make_corpus, pretrain
 
@@ -64,10 +65,14 @@ def prompts(tag: str, *more: str) -> tuple[str, ...]:
     )
 
 
+def settled(method: str, base: Path, folder: Path, *more: str, steps: int = 4) -> Composed[TuneConfig]:
+    """The configuration of a run, judged."""
+    return settle(*gather_tuning(method, overrides=overrides(base, folder, *more, steps=steps)))  # type: ignore[arg-type]
+
+
 def tune(method: str, base: Path, folder: Path, *more: str, steps: int = 4) -> tuple[int, str]:
     """Exit code and what was printed."""
     text = io.StringIO()
-    root, gathered = gather_tuning(method, overrides=overrides(base, folder, *more, steps=steps))  # type: ignore[arg-type]
-    composed = settle(root, gathered)
+    composed = settled(method, base, folder, *more, steps=steps)
     code = run(composed, console=Console(file=text, width=300), prepare=prepare_tuning)
     return code, text.getvalue()

@@ -99,8 +99,11 @@ def test_init_from_happens_once(tmp_path, engine):
 def test_init_from_into_a_run_that_began_otherwise_is_refused(tmp_path, engine):
     base = save(engine, tmp_path / "base/checkpoints", 5).parent
     own = save(engine, tmp_path / "own", 2)
-    with pytest.raises(CheckpointError, match="did not begin with the weights"):
+    with pytest.raises(CheckpointError, match="did not begin with the weights") as caught:
         choose_start(own, resume_if_exists=True, init_from=base)
+    assert "without model.init_from to go on" in str(caught.value)
+    with pytest.raises(CheckpointError, match="without restore_from_path to go on"):
+        choose_start(own, resume_if_exists=True, init_from=base, key="restore_from_path")
 
 
 def test_both_paths_are_refused(tmp_path):

@@ -59,7 +59,12 @@ class LoRA(Method):
             ("rank", self.rank, self.rank >= 1, "a whole number from 1 up"),
             ("alpha", self.alpha, self.alpha > 0, "a number above 0; twice the rank is usual"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "0 or more and below 1"),
-            ("targets", list(self.targets), bool(self.targets), f"{EVERY}, or qkv, out, up, down …"),
+            (
+                "targets",
+                list(self.targets),
+                bool(self.targets) and all(self.targets),
+                f"{EVERY}, or qkv, out, up, down …",
+            ),
         )
         problems = [
             Problem(f"model.lora.{key}", f"{value!r} cannot be", fix)

@@ -286,10 +286,16 @@ def check_tags(config: TuneConfig, base: Base) -> None:
         if tag in names:
             what = f"{tag} is tuned already, and stays as it is: {place} has it"
             problems.append(Problem("model.new_prompt_tags", what, "another name for the new prompt"))
-    lengths = sorted({tag.length for tag in tags} - {model.num_prompt_tokens})
-    if lengths and model.tuning_method == "soft-prompt" and not model.task_templates:
+    lengths = sorted({tag.length for tag in tags})
+    other = lengths and model.num_prompt_tokens not in lengths
+    if other and model.tuning_method == "soft-prompt" and not model.task_templates:
         what = f"{model.num_prompt_tokens}, and the prompts of {', '.join(names)} have {', '.join(map(str, lengths))}"
         problems.append(Problem("model.num_prompt_tokens", what, f"model.num_prompt_tokens={lengths[-1]}"))
+    totals = {template.taskname: template.total_virtual_tokens for template in model.task_templates or ()}
+    for tag in tags:
+        if totals.get(tag.name, tag.length) != tag.length:
+            what = f"{tag.name}: total_virtual_tokens is {totals[tag.name]}, and its prompt in {place} has {tag.length}"
+            problems.append(Problem("model.task_templates", what, f"total_virtual_tokens: {tag.length}"))
     if problems:
         raise ConfigError(problems)
 
@@ -320,6 +326,7 @@ def choose(config: TuneConfig, base: Base, method: Method | None) -> tuple[Exper
         ignore_no_checkpoint=config.exp_manager.resume_ignore_no_checkpoint,
         resume_from=config.model.resume_from_checkpoint,
         init_from=None if config.model.resume_from_checkpoint else str(base.folder),
+        key="restore_from_path",
     )
     return experiment, start
 

@@ -152,7 +152,15 @@ def tokenizer_of(config: TuneConfig, base: Base) -> Tokenizer:
         getattr(typed, key, None) for key in ("file", "model", "vocab_file")
     )
     if base.tokens is None:
-        return load_tokenizer(typed)
+        found = load_tokenizer(typed)
+        tuned = base.adapter.base.tokenizer if base.adapter else ""
+        if tuned and found.hash() != tuned:
+            raise CheckpointError(
+                f"model.tokenizer: another one than its prompts were tuned with ({tuned[:12]} there, {found.hash()[:12]} here)",
+                where=base.adapter.path if base.adapter else "",
+                fix="give that one",
+            )
+        return found
     own = load_tokenizer(base.tokens)
     if named and (other := load_tokenizer(typed)).hash() != own.hash():
         raise CheckpointError(

@@ -240,7 +240,7 @@ class TuneKeys(PretrainModelConfig):
         methods = self.new_prompt_init_methods or ["text" if text else "random" for text in texts]
         return {
             tag: text if method == "text" else None
-            for tag, text, method in zip(self.new_tags, texts, methods, strict=True)
+            for tag, text, method in zip(self.new_tags, texts[: len(self.new_tags)], methods, strict=True)
         }
 
     @property

@@ -47,8 +47,11 @@ def choose_start(
     ignore_no_checkpoint: bool = False,
     resume_from: str | Path | None = None,
     init_from: str | Path | None = None,
+    key: str = "model.init_from",
 ) -> Start:
-    """Decide. Errors: `CheckpointError` for a path that leads nowhere, damage without an older whole checkpoint, both paths
+    """Decide. `key`: what `init_from` is called, for messages.
+
+    Errors: `CheckpointError` for a path that leads nowhere, damage without an older whole checkpoint, both paths
     at once, and for a run without checkpoints unless `ignore_no_checkpoint` or a path was given."""
     if resume_from and init_from:
         raise CheckpointError(
@@ -66,7 +69,7 @@ def choose_start(
             raise CheckpointError(
                 f"this run has checkpoints already, and did not begin with the weights of {init_from}",
                 where=str(checkpoints),
-                fix="another exp_manager.name for a new run; without model.init_from to go on with this one",
+                fix=f"another exp_manager.name for a new run; {_as_before(key, before)} to go on with this one",
             )
         if not resume_from or before == asked:
             return Start("resume", own, before, tuple(notices), state)
@@ -91,6 +94,11 @@ def choose_start(
             fix="exp_manager.resume_ignore_no_checkpoint=true begins anew where there is none",
         )
     return Start("fresh", None, asked)
+
+
+def _as_before(key: str, before: dict[str, str]) -> str:
+    """What a run that goes on is told of its beginning."""
+    return f"{key}={before['init_from']}" if "init_from" in before else f"without {key}"
 
 
 def _begun_elsewhere(checkpoints: Path, init_from: str | Path | None) -> Start | None:
