@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from megalith.adapt.adapter import Base
+from megalith.adapt.adapter import Adapter, Base
 from megalith.adapt.artefact import open_adapter, save
 from megalith.adapt.fingerprint import fingerprint_of
+from megalith.adapt.lora import LoRA
+from megalith.checkpoint.convert.source import open_source
 from megalith.cli.main import main
 from tests.adapt.test_artefact import prompts
 from tests.generate.tiny import save_tiny
@@ -38,7 +41,7 @@ def generate(capsys, run, *words):
 ROWS = [
     {"prompt_tag": "a", "text": "the cat", "answer": "is not read"},
     {"text": "the cat"},
-    {"prompt_tag": "b", "text": ["the cat"]},
+    {"prompt_tag": ["b"], "text": ["the cat"]},
     {"taskname": "b", "text": "a dog sat"},
     {"prompt_tag": "", "text": "a dog sat"},
 ]
@@ -75,6 +78,7 @@ def test_one_text_with_a_tag(made, capsys, tmp_path):
     [
         (["--prompts", "AB"], [{"prompt_tag": "z", "text": "x"}, *ROWS], ["1 of 6 lines", "line 1: asks for the prompt 'z'; there are a, b"]),
         (["--prompts", "AB"], [{"words": "x"}], ["line 1: has neither a \"prompt_tag\" nor a \"text\""]),
+        (["--prompts", "AB"], [{"prompt_tag": 0, "text": "x"}], ["line 1: asks for the prompt '0'"]),
         (["--prompts", "AB"], [{"prompt_tag": "a"}], ["line 1: has no text, which a needs"]),
         (["--prompts", "AB"], [{"prompt_tag": "a", "text": "a " * 90}], ["its prompt 2 virtual ones; the model reads 47 at most"]),
         ([], ROWS, ["3 of 5 lines", "line 1: asks for the prompt 'a', and no prompts were given (--prompts FOLDER)"]),
@@ -172,3 +176,17 @@ def test_export(made, capsys, tmp_path):
     )
     assert (code, "another base model" in err) == (2, True)
     assert not (tmp_path / "x").exists()
+
+
+def test_loras_of_peft_are_shown_beside_their_model(made, capsys, tmp_path):
+    run, *_ = made
+    config = open_source(run).config
+    method = LoRA(rank=2, targets=("qkv",))
+    tensors = {name: torch.ones(shape) for name, shape in method.shapes(config).items()}
+    given = save(Adapter("lora", "gpt", tensors, settings=method.describe()), tmp_path / "lora")
+    words = ("--checkpoint", run, "--to", "peft", "--output", tmp_path / "peft")
+    assert call(capsys, "adapter", "export", given, *words)[0] == 0
+    code, _, err = call(capsys, "adapter", "show", tmp_path / "peft")
+    assert (code, "name the model, too: --checkpoint" in err) == (2, True)
+    code, out, _ = call(capsys, "adapter", "show", tmp_path / "peft", "--checkpoint", run)
+    assert (code, "rank 2" in out) == (0, True)

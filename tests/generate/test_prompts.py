@@ -205,6 +205,17 @@ def test_a_template_places_virtual_tokens_within_the_text(tuned):
         ask(loaded, Tagged("a", {"sentence": "the cat"}))
 
 
+def test_the_last_field_of_a_template_is_the_answer_where_none_is_named(tuned):
+    """As in training: it is what the model is to say, so a row need not have it, and what it has is not read."""
+    run, _, adapter, _ = tuned("gpt")
+    task = {"prompt_template": "<|VIRTUAL_PROMPT_0|>{text} on{label}.", "answer_field": ""}
+    loaded = load_adapted(run, [Adapter(**{**vars(adapter), "tasks": {"a": task}})], precision="64")
+    v = loaded.model.config.vocab_size
+    for label in ({}, {"label": " the mat"}):
+        asked = ask(loaded, Tagged("a", {"text": "the cat", **label}))
+        assert asked.tokens == [*range(v, v + 4), *loaded.tokenizer.encode("the cat on")]
+
+
 def test_what_a_decoder_is_made_to_say_first_is_said_once(tuned):
     """BART's samples begin with </s> <s>; when it writes, <s> is forced behind </s>."""
     _, _, adapter, folder = tuned("t5")
@@ -279,6 +290,9 @@ def test_lora_is_merged_when_the_model_is_loaded(tuned, tmp_path):
     assert loaded.notices == plain.notices
     with pytest.raises(ConfigError, match="merged into the weights"):
         use(plain, [adapter])
+    for others in ([], [tuned("gpt")[2]]):
+        with pytest.raises(ConfigError, match="LoRA is in the weights since the model was loaded"):
+            use(loaded, others)
     idle = {n: t if n.endswith("lora_a") else t * 0 for n, t in tensors.items()}
     (said,) = load_adapted(run, [Adapter(**{**vars(adapter), "tensors": idle})], precision="64").notices
     assert "lora changes no logit" in said

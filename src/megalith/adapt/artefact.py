@@ -192,7 +192,9 @@ def _of_peft(folder: Path, config: ModelConfig | None) -> Adapter:
         return peft.read_peft(folder)
     if config is None:
         raise CheckpointError(
-            "PEFT's LoRA can be read beside its base model only", where=str(folder), fix="name the model, too"
+            "PEFT's LoRA can be read beside its base model only",
+            where=str(folder),
+            fix="name the model, too: --checkpoint",
         )
     return read_peft_lora(folder, config)
 

@@ -23,15 +23,22 @@ Force = Annotated[bool, typer.Option("--force", help="also of another base model
 
 
 @app.command()
-def show(adapter: Annotated[str, typer.Argument(help=HELP)]) -> None:
+def show(
+    adapter: Annotated[str, typer.Argument(help=HELP)],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="the model that it was tuned on, which LoRA of PEFT's is read beside")
+    ] = None,
+) -> None:
     """Shows what it is: its tags, its sizes, what it was made for.
 
     Example: megalith adapter show runs/sst2
     """
     from megalith.adapt.artefact import open_adapter
+    from megalith.checkpoint.convert.source import open_source
     from megalith.cli.output import print_rows
 
-    print_rows(_said(open_adapter(adapter)))
+    config = None if checkpoint is None else open_source(checkpoint).config
+    print_rows(_said(open_adapter(adapter, config)))
 
 
 @app.command()

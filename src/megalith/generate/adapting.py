@@ -57,6 +57,9 @@ def use(loaded: Loaded, adapters: Adapters, *, force: bool = False) -> Loaded:
 
     Errors: as `load_adapted`; `ConfigError` for LoRA. The model is then as it was.
     """
+    if loaded.prompting is not None and loaded.prompting.adapter.method not in WITH_TAGS:
+        what = "LoRA is in the weights since the model was loaded, and stays there"
+        raise ConfigError([Problem(loaded.prompting.adapter.path, what, "load the model without it")])
     if not adapters:
         install(loaded.model, None)
         return replace(loaded, prompting=None)

@@ -139,8 +139,9 @@ def _json_row(line: bytes) -> Tagged:
 
 def _tag(row: Mapping[str, Any]) -> str | None:
     """The tag that a row asks for; none where it is empty."""
-    named = next((row[key] for key in (TAG, TASK) if row.get(key)), None)
-    return None if named is None else str(named)
+    named = [row[key] for key in (TAG, TASK) if row.get(key) is not None]
+    tags = [str(value) if as_text(value) is None else as_text(value) for value in named]
+    return next(filter(None, tags), None)
 
 
 def _words(error: ValueError) -> str:

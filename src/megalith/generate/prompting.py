@@ -112,9 +112,9 @@ def _task(tag: str, length: int, said: Mapping[str, Any]) -> Task:
     if not template:
         return tagged(tag, length, answer_only=True)
     parts = parse_template(str(template), _numbers(said.get("virtual_token_splits") or (length,)))
-    answer = str(said.get("answer_field") or "")
-    shown = parts if answer else (*parts, Field(""))
-    return Task(tag, shown, answer, key=TAG)
+    fields = [at for at, part in enumerate(parts) if isinstance(part, Field)]
+    last = parts[fields[-1]]  # the answer, which the model is to say, and what stood behind it
+    return Task(tag, parts[: fields[-1] + 1], str(said.get("answer_field") or last.name), key=TAG)
 
 
 def _numbers(values: Sequence[Any]) -> list[int]:
