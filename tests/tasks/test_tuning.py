@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from megalith.adapt.method import Tag
 from megalith.checkpoint.formats.nemo_prompts import prompts_of
 from megalith.checkpoint.reading import read_state
 from megalith.errors import EXIT_SUCCESS, CheckpointError, ConfigError, DataError, MegalithError
+from megalith.generate.adapting import load_adapted
+from megalith.generate.loading import load_model
 from megalith.generate.manner import manner_of
 from megalith.tasks.tuning import check_tags
 from megalith.tasks.tuning_base import tokenizer_of
@@ -24,7 +27,7 @@ from megalith.tokenizers.config import TokenizerConfig
 from megalith.tokenizers.load import load_tokenizer
 from megalith.tokenizers.train import TrainingOptions, train_bpe
 
-from .nano import losses, rows
+from .nano import losses, make_corpus, pretrain, rows
 from .tuning import P, make_base, prompts, settled, tune
 
 RUNS = [
@@ -370,3 +373,23 @@ def test_a_whole_model_is_asked_as_it_was_tuned(bases, tmp_path):
     state = read_state(folder / "checkpoints/step_0000001")
     tokenizer = load_tokenizer(folder / "checkpoints/step_0000001/tokenizer")
     assert manner_of(state, tokenizer).before == (tokenizer.eod,)
+
+
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_a_model_with_lora_is_asked_as_it_was_tuned(bases, tmp_path, family):
+    folder, base = tmp_path / "lora", bases(family)
+    more = ["model.lora.rank=2", "model.data.add_bos=true", "trainer.limit_val_batches=0"]
+    assert tune("lora", base, folder, *more, steps=1)[0] == EXIT_SUCCESS
+    plain, loaded = load_model(base / "base"), load_adapted(base / "base", [folder])
+    special = loaded.tokenizer.special
+    bos = special.get("bos", special.get("eod"))
+    assert (plain.manner.before, loaded.manner) == ((), replace(plain.manner, before=(bos,)))
+
+
+def test_pretraining_does_not_go_on_with_a_tuning(bases, first, tmp_path):
+    corpus, began = make_corpus(tmp_path, "gpt"), "model.encoder_seq_length=32"
+    with pytest.raises(CheckpointError, match="this is the folder of a tuning run"):
+        pretrain(corpus, first[0], began)
+    with pytest.raises(CheckpointError, match="it holds what a tuning trains, not the model"):
+        pretrain(corpus, tmp_path / "new", began, f"model.init_from={first[0]}")
+    assert not (tmp_path / "new").exists()

@@ -44,7 +44,8 @@ class Adapter:
     """`family` is empty where nobody said. `settings`: what `Method.describe` says; `path`: where it was read, for messages.
 
     `tasks`: how a tag's samples were made, where that is not [virtual tokens] text: prompt_template, virtual_token_splits and
-    answer_field as in the configuration; before, behind and start: ids around a text and at a decoder's beginning.
+    answer_field as in the configuration; before, behind and start: ids around a text and at a decoder's beginning. Of LoRA
+    "" is the tag.
     """
 
     method: str

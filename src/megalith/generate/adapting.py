@@ -22,6 +22,7 @@ from megalith.errors import ConfigError, Problem
 from megalith.generate.crew import Crew
 from megalith.generate.kept import Kept
 from megalith.generate.loading import Loaded, load_model
+from megalith.generate.manner import TUNED
 from megalith.generate.prompting import Prompting
 from megalith.models.config import ModelConfig
 from megalith.models.encdec import EncoderDecoder
@@ -49,7 +50,11 @@ def load_adapted(
 
     if not adapters:
         return load_model(path, crew=crew, **how)
-    return _used(load_model(path, crew=crew, lora=lora, **how), opened[0], force)
+    loaded = load_model(path, crew=crew, lora=lora, **how)
+    said = opened[0].tasks.get("", {}) if opened[0].method == LORA else {}
+    if "before" in said:  # the model with LoRA in it is asked as that was tuned
+        loaded = replace(loaded, state={**loaded.state, TUNED: {"before": said["before"]}})
+    return _used(loaded, opened[0], force)
 
 
 def use(loaded: Loaded, adapters: Adapters, *, force: bool = False) -> Loaded:

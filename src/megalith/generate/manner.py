@@ -5,7 +5,8 @@
                                      its first word is forced to be <s>
 
 BERT's texts are [CLS] … [SEP] everywhere. A checkpoint's state may say of its decoder: {"decoding": {"start": [ids], "first":
-id or null, "last": id or null}}; of a whole model that was tuned, what its texts began with: {"tuning": {"before": [ids]}}.
+id or null, "last": id or null}}; of a whole model that was tuned, or with LoRA in it, what its texts began with:
+{"tuning": {"before": [ids]}}.
 Knows ids and families; reads no text.
 """
 
@@ -59,8 +60,8 @@ def manner_of(state: Mapping[str, Any], tokenizer: Tokenizer, bos: bool | None =
             "--bos, --no-bos", f"is a GPT's; this checkpoint is a {family.upper()}", "leave it out"
         )
         raise ConfigError([problem])
+    usual = tuple((state.get(TUNED) or {}).get("before", around[0]))
     if family == "gpt":
-        usual = tuple((state.get(TUNED) or {}).get("before", around[0]))
         before = usual if bos is None else (_id(tokenizer, "bos", "--bos asks for"),) * bos
         return Manner(before=before, eod=tokenizer.eod)
     if family == "bert":
@@ -71,7 +72,7 @@ def manner_of(state: Mapping[str, Any], tokenizer: Tokenizer, bos: bool | None =
         start, forced = tuple(said["start"]), (said.get("first"), said.get("last"))
     else:
         start, forced = _decoder(family, tokenizer, taught=any(around))
-    return Manner(*around, start, _id(tokenizer, "eos", "a decoder ends with"), forced)
+    return Manner(usual, around[1], start, _id(tokenizer, "eos", "a decoder ends with"), forced)
 
 
 def _decoder(family: str, tokenizer: Tokenizer, *, taught: bool) -> tuple[Ids, Forced]:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from megalith.adapt.adapter import TUNING
 from megalith.adapt.method import Method
+from megalith.checkpoint.foreign import find
 from megalith.checkpoint.native import read_state
 from megalith.config.compose import Composed
 from megalith.engine.engine import Engine
@@ -155,7 +157,27 @@ def _choose(config: PretrainConfig) -> tuple[Experiment, Start]:
         resume_from=config.model.resume_from_checkpoint,
         init_from=config.init_from,
     )
+    _refuse_tuned(start)
     return experiment, start
+
+
+def _refuse_tuned(start: Start) -> None:
+    """A tuning goes on by its own command, and what trains beside a model is no model to begin from."""
+    if start.folder is None or not find(start.folder).is_native:
+        return
+    tuned = read_state(start.folder).get(TUNING)
+    if start.kind == "resume" and tuned is not None:
+        raise CheckpointError(
+            "this is the folder of a tuning run",
+            where=str(start.folder.parent),
+            fix="another exp_manager.name; megalith tune, or finetune, goes on with it",
+        )
+    if tuned is not None and tuned["method"] != "full":
+        raise CheckpointError(
+            "it holds what a tuning trains, not the model",
+            where=str(start.folder),
+            fix="give the model that was tuned",
+        )
 
 
 def settle_process(config: PretrainConfig) -> None:

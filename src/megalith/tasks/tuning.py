@@ -131,14 +131,14 @@ class TuneParts(Parts):
         )  # fmt: skip
 
     def _tasks(self) -> dict[str, Mapping[str, Any]]:
-        """How the samples of each new tag were made."""
+        """How the samples of each new tag were made; LoRA's have none."""
         before = dict(self.base.adapter.tasks) if self.base.adapter else {}
         rules = rules_of(self.tune, self.base, self.tokenizer)
         around: dict[str, Any] = {"before": list(rules.before), "behind": list(rules.behind)}
         if rules.start is not None:
             around["start"] = list(rules.start)
         templates = {template.taskname: template for template in self.tune.model.task_templates or ()}
-        for tag in self.tune.model.new_tags if self.tune.model.with_prompts else ():
+        for tag in self.tune.model.new_tags if self.tune.model.with_prompts else ("",):
             before[tag] = around
             if template := templates.get(tag):
                 before[tag] = {
@@ -319,7 +319,7 @@ def choose(config: TuneConfig, base: Base, method: Method | None) -> tuple[Exper
     resumes = config.exp_manager.resume_if_exists
     own, _ = newest_verified(experiment.checkpoints) if resumes else (None, [])
     if own is not None:
-        _refuse_other_run(own, experiment, read_state(own).get(TUNING), signature(config, method))
+        _refuse_other_run(own, read_state(own).get(TUNING), signature(config, method))
     start = choose_start(
         experiment.checkpoints,
         resume_if_exists=resumes,
@@ -331,13 +331,11 @@ def choose(config: TuneConfig, base: Base, method: Method | None) -> tuple[Exper
     return experiment, start
 
 
-def _refuse_other_run(
-    step: Path, experiment: Experiment, before: Mapping[str, Any] | None, now: Mapping[str, Any]
-) -> None:
+def _refuse_other_run(step: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
     fix = "another exp_manager.name for another task"
     if before is None:
         what = "this is the folder of a pretraining run"
-        raise CheckpointError(what, where=str(experiment.checkpoints), fix=fix)
+        raise CheckpointError(what, where=str(step.parent), fix=fix)
     differ = [key for key in now if before.get(key) != now[key]]
     if differ:
         lines = [f"{_word(key)}: {_shown(before.get(key))} there, {_shown(now[key])} here" for key in differ]
@@ -345,7 +343,7 @@ def _refuse_other_run(
             "\n    ".join(
                 ["in this folder something else was tuned, which this run would go on with", *lines]
             ),
-            where=str(experiment.checkpoints),
+            where=str(step.parent),
             fix=fix,
         )
 
