@@ -69,6 +69,16 @@ def test_of_many_the_first_few_and_their_number(tmp_path):
     assert "and 4 more" in str(caught.value)
 
 
+def test_rows_are_counted_not_what_is_wrong_in_them(tmp_path):
+    with pytest.raises(DataError, match=r"1 row of this file cannot be used\n    line 2: .*\n    line 2: "):
+        read_rows(write(tmp_path, row(), {}), ["text", "answer"])
+
+
+def test_a_folder_is_no_file_of_rows(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read: .*\n.*give a \.jsonl or \.json file"):
+        read_rows(tmp_path, WANTED)
+
+
 def test_json_may_be_a_list_or_lines(tmp_path):
     lines = write(tmp_path, row(), row(text="u"), name="a.json")
     whole = tmp_path / "b.json"

@@ -223,3 +223,14 @@ def test_a_family_has_its_tokenizer_and_masks_without_any_file(family: str, tmp_
     assert ours.shape == packaged.shape
     assert ours.sample == packaged.sample
     assert effective(ours.architecture(100)) == effective(packaged.architecture(100))
+
+
+def test_one_text_stands_for_a_list_of_it():
+    given = ["restore_from_path=gpt.nemo", "model.data.train_ds=t.jsonl", "model.data.valid_ds=v.jsonl"]
+    one = ["model.new_prompt_tags=b", "model.existing_prompt_tags=a", "model.new_prompt_init_methods=random"]
+    typed = [*given, *one, "model.lora.targets=all-linear"]
+    model = compose(TUNE_ROOTS["gpt"], config_name="megatron_prompt_tuning_gpt", overrides=typed).config.model
+    assert model.new_prompt_tags == ["b"]
+    assert model.existing_tags == ["a"]
+    assert model.new_prompt_init_methods == ["random"]
+    assert model.lora.targets == ["all-linear"]

@@ -56,7 +56,7 @@ class Problems:
         more = len(self.found) - SHOWN
         if more > 0:
             lines.append(f"and {more} more")
-        count = len(self.found)
+        count = len({line for line, _ in self.found})
         head = f"{count} row{'' if count == 1 else 's'} of this file cannot be used"
         raise DataError("\n    ".join([head, *lines]), where=self.file, fix=fix)
 
@@ -121,7 +121,8 @@ def _values(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
     except FileNotFoundError:
         raise DataError("no such file", where=str(path), fix="check the path") from None
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        fix = "give a .jsonl or .json file that can be read"
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from None
     data = data.removeprefix(b"\xef\xbb\xbf")
     if path.suffix == ".json" and data.lstrip()[:1] == b"[":
         yield from _list(data, path)

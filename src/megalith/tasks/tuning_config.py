@@ -44,6 +44,11 @@ _TOKEN_FILES = "tuning reads rows of text, not token files"
 _OWN = {"num_workers"}
 
 
+def _listed(value: Any) -> Any:
+    """One text stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 class TuneDataConfig(Section):
     """Files of rows → samples."""
 
@@ -166,6 +171,8 @@ class LoRAConfig(Section):
         examples=[["qkv", "attention.out"]],
     )
 
+    _one_target = field_validator("targets", mode="before")(_listed)
+
 
 class TuneCompatConfig(CompatConfig):
     """The same, and one of tuning."""
@@ -208,10 +215,10 @@ class TuneKeys(PretrainModelConfig):
         TuneCompatConfig, "Switches for continuing other toolkits' runs exactly."
     )
 
-    @field_validator("new_prompt_tags", "new_prompt_init_text", mode="before")
-    @classmethod
-    def _one_text(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    _one_task = field_validator(
+        "new_prompt_tags", "existing_prompt_tags", "new_prompt_init_methods", "new_prompt_init_text",
+        mode="before",
+    )(_listed)  # fmt: skip
 
     @property
     def with_prompts(self) -> bool:
@@ -298,7 +305,7 @@ class TuneKeys(PretrainModelConfig):
                 elif "," in tag:
                     first, second = (part.strip() for part in tag.split(",", 1))
                     what = f'"{tag}" is one tag with a comma in it: quotes made one name of two'
-                    yield error(key, what, f"{key}=[{first},{second}]")
+                    yield error(key, what, f"model.{key}=[{first},{second}]")
             for tag, count in Counter(tags).items():
                 if count > 1:
                     yield error(key, f"{tag} stands in it {count} times", "each task once")
