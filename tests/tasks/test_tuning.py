@@ -295,7 +295,7 @@ def test_the_model_comes_with_its_own_architecture(bases, tmp_path):
         (("model.num_prompt_tokens=32",), "the 32 virtual tokens of A leave no room for text", ConfigError),
         (("model.num_prompt_tokens=30",), "rows are longer than 32 tokens", DataError),
         (("model.data.max_seq_length=33",), "33 is beyond the model's 32 positions", ConfigError),
-        (("model.new_prompt_tags=['A,B']",), '"A,B" is one tag with a comma in it', ConfigError),
+        (("model.new_prompt_tags=['A,B']",), "fix: model.new_prompt_tags=[A,B]", ConfigError),
         (
             ("model.new_prompt_tags=[A,A]", "model.new_prompt_init_text=[x,y]"),
             "A stands in it 2 times",
