@@ -143,6 +143,10 @@ DAMAGES = {
     "fewer tags": (lambda f: change(f, tags=[]), "there is no tag in it"),
     "no positions": (lambda f: change(f, tags=[{**TAG, "positions": False}]), "prompts.0.positions belongs to no tag"),
     "tags of text": (lambda f: change(f, tags="a"), "lacks what every adapter says"),
+    "tasks of text": (lambda f: change(f, tasks={"a": {"before": "x"}}), "lacks what every adapter says"),
+    "tasks of nothing": (lambda f: change(f, tasks={"a": {"behind": None}}), "lacks what every adapter says"),
+    "no name": (lambda f: change(f, tags=[{**TAG, "name": ""}]), "a tag in it has no name"),
+    "no method": (lambda f: change(f, method="ia3"), "its method is 'ia3', none of soft-prompt, p-tuning, lora"),
     "another method": (lambda f: change(f, method="lora"), "prompts.0.tokens is neither a lora_a nor a lora_b"),
 }  # fmt: skip
 

@@ -120,7 +120,11 @@ def test_a_pattern_chooses_layers():
     ("family", "targets", "words"),
     [
         ("gpt2", ["gate"], ["'gate'", "qkv", "embed->mlp", "blocks.0.attention.qkv"]),
-        ("gpt2", ["q_proj", "vocab->embed"], ["2 problems", "'q_proj'", "'vocab->embed'"]),
+        (
+            "gpt2",
+            ["q_proj", "vocab->embed"],
+            ["1 problem", "'q_proj' or 'vocab->embed'", "as in PEFT c_attn, c_proj, c_fc;"],
+        ),
         ("gpt2", ["(("], ["'(('"]),
         ("llama", ["q_proj", "v_proj"], ["blocks.*.attention.qkv", "add k_proj", "say qkv"]),
         ("t5", ["q"], []),
@@ -216,8 +220,8 @@ def test_an_artefact_of_another_model_is_refused():
 def test_described_and_understood():
     method = LoRA(3, 5.0, 0.1, ("qkv",), {"blocks.0.attention.qkv": 9})
     assert LoRA.understand(method.describe()) == method
-    with pytest.raises(CheckpointError, match="cannot be understood"):
-        LoRA.understand({"rank": 3})
+    with pytest.raises(CheckpointError, match=r"^runs/a: .* cannot be understood: rank 3\n"):
+        LoRA.understand({"rank": 3}, where="runs/a")
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_one_text_with_a_tag(made, capsys, tmp_path):
         (["--prompts", "C"], ROWS, ["made for another base model: gpt.nemo", "--force"]),
         (["--prompts", "AB", "--prompts", "AB"], ROWS, ["2 problems", "the tag 'a' is in"]),
         (["--prompts", "AB", "--prompts", "C"], ROWS, ["it is for another base model than"]),
-        (["--prompts", "RUN"], ROWS, ["there is no adapter in it; it holds checkpoints, tokenizer"]),
+        (["--prompts", "RUN"], ROWS, ["there is no adapter in it: it is the folder of a run", "start its command again"]),
     ],
 )  # fmt: skip
 def test_mistakes_write_nothing(made, tmp_path, capsys, words, rows, said):

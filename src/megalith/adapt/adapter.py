@@ -79,13 +79,15 @@ def problems(adapter: Adapter) -> list[str]:
         for name, tensor in adapter.tensors.items()
         if tensor.dtype in NUMBERS and not bool(tensor.isfinite().all())
     ]
+    if adapter.method not in (*WITH_TAGS, LORA):
+        return [*found, f"its method is {adapter.method!r}, none of {', '.join((*WITH_TAGS, LORA))}"]
     return found + (_table_problems(adapter) if adapter.method in WITH_TAGS else _pair_problems(adapter))
 
 
 def _table_problems(adapter: Adapter) -> list[str]:
     if not adapter.tags:
         return ["there is no tag in it"]
-    found, wanted = [], {}
+    found, wanted = [] if all(adapter.names) else ["a tag in it has no name"], {}
     first = adapter.tensors.get("prompts.0.tokens")
     width = first.shape[1] if first is not None and first.ndim == 2 else 0
     for number, tag in enumerate(adapter.tags):

@@ -28,6 +28,7 @@ from megalith.adapt.peft_lora import read_peft_lora
 from megalith.checkpoint.files import sync_folder, write_file
 from megalith.checkpoint.formats.nemo import locate as locate_archive
 from megalith.checkpoint.header import HeaderError
+from megalith.checkpoint.open import CHECKPOINTS
 from megalith.checkpoint.tensor_files import open_tensors, write_tensors
 from megalith.errors import CheckpointError, UnsupportedError
 from megalith.models.config import ModelConfig
@@ -139,9 +140,15 @@ def _understood(content: Mapping[str, Any], folder: Path) -> Adapter:
     tags = tuple(Tag(str(tag["name"]), int(tag["length"]), bool(tag["positions"])) for tag in content["tags"])
     tensors = _tensors(folder / TENSORS, str(content["sha256"]))
     settings = dict(content["settings"])
-    tasks = {str(tag): dict(task) for tag, task in content.get("tasks", {}).items()}
+    tasks = {str(tag): _task(task) for tag, task in content.get("tasks", {}).items()}
     method, family = str(content["method"]), str(content["family"])
     return Adapter(method, family, tensors, tags, settings, base, str(folder), tasks)
+
+
+def _task(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors: `ValueError` or `TypeError` where numbers are none."""
+    lists = ("before", "behind", "start", "virtual_token_splits")
+    return {key: [int(number) for number in value] if key in lists else value for key, value in said.items()}
 
 
 def _tensors(path: Path, sha256: str) -> dict[str, torch.Tensor]:
@@ -174,6 +181,12 @@ def open_adapter(path: str | Path, config: ModelConfig | None = None) -> Adapter
             return read(place)
     if (folder / peft.CONFIG).is_file():
         return _of_peft(folder, config)
+    if (folder / CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            "there is no adapter in it: it is the folder of a run, which writes one when it has tuned to its end",
+            where=str(given),
+            fix="start its command again, which goes on; or give another folder",
+        )
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else ""
     what = (
         f"there is no adapter in it; it holds {held or 'nothing'}"

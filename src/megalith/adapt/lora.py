@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from megalith.adapt.adapter import DAMAGED
 from megalith.adapt.method import Method
 from megalith.adapt.spelling import Spelling, projections, spellings
 from megalith.checkpoint.local import held
@@ -152,12 +153,15 @@ class LoRA(Method):
         return asdict(self) | {"targets": list(self.targets), "ranks": dict(self.ranks)}
 
     @classmethod
-    def understand(cls, described: Mapping[str, Any]) -> Self:
+    def understand(cls, described: Mapping[str, Any], *, where: str = "") -> Self:
         """Errors: `CheckpointError` for what is no description of it."""
         try:
             return cls(**{**described, "targets": tuple(described["targets"])})
-        except (TypeError, KeyError) as error:
-            raise CheckpointError(f"its LoRA cannot be understood: {error}") from None
+        except (TypeError, KeyError):
+            said = ", ".join(f"{name} {value}" for name, value in described.items()) or "nothing"
+            raise CheckpointError(
+                f"the settings of its LoRA cannot be understood: {said}", where=where, fix=DAMAGED
+            ) from None
 
 
 def _rules(found: Mapping[str, Linear]) -> list[Rule]:
@@ -180,7 +184,7 @@ def _check_shapes(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, t
     ]
     if problems:
         raise CheckpointError(
-            "\n    ".join(["its tensors do not fit the model", *problems[:8]]),
+            "\n    ".join(["the tensors of LoRA do not fit the model", *problems[:8]]),
             fix="use the base model that it was tuned on",
         )
 
@@ -194,7 +198,7 @@ def chosen(model: LanguageModel, targets: Sequence[str]) -> dict[str, Linear]:
     known = spellings(model.config, list(products))
     named: set[str] = set()
     parts: dict[str, set[str]] = {}
-    problems: list[Problem] = []
+    unknown: list[str] = []
     for target in targets:
         found = _native(target, products)
         foreign = {} if found else _foreign(target, known)
@@ -206,8 +210,9 @@ def chosen(model: LanguageModel, targets: Sequence[str]) -> dict[str, Linear]:
             except re.error:
                 found = set()
         if not found and not foreign:
-            problems.append(_unknown(target, products))
+            unknown.append(target)
         named |= found
+    problems = [_unknown(unknown, products, known)] if unknown else []
     for native, modules in parts.items():
         left = [module for module in known[native].foreign if module not in modules]
         if left and native not in named:
@@ -236,14 +241,16 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-def _unknown(target: str, products: Mapping[str, Linear]) -> Problem:
+def _unknown(
+    targets: Sequence[str], products: Mapping[str, Linear], known: Mapping[str, Spelling]
+) -> Problem:
     names = dict.fromkeys(name.rpartition(".")[2] for name in products)
     axes = dict.fromkeys(f"{linear.axes[1]}->{linear.axes[0]}" for linear in products.values())
-    return Problem(
-        "model.lora.targets",
-        f"the model has no product called {target!r}",
-        f"{EVERY}; by name {', '.join(names)}; by axes {', '.join(axes)}; or a pattern of names such as {next(iter(products))}",
-    )
+    theirs = dict.fromkeys(m.rpartition(".")[2] for each in known.values() for m in each.foreign)
+    said = [f"{EVERY}; by name {', '.join(names)}", *([f"as in PEFT {', '.join(theirs)}"] if theirs else [])]
+    said += [f"by axes {', '.join(axes)}", f"or a pattern of names such as {next(iter(products))}"]
+    what = f"the model has no product called {' or '.join(map(repr, targets))}"
+    return Problem("model.lora.targets", what, "; ".join(said))
 
 
 def _part(native: str, left: Sequence[str]) -> Problem:

@@ -195,7 +195,7 @@ def write_peft_lora(adapter: Adapter, folder: Path, config: ModelConfig) -> None
 
     Errors: `CheckpointError` where no family of transformers is like the model.
     """
-    method = LoRA.understand(adapter.settings)
+    method = LoRA.understand(adapter.settings, where=adapter.path)
     known, heads, _ = _spelled(config, folder)
     tensors: dict[str, torch.Tensor] = {}
     turned, ranks = False, {}

@@ -159,7 +159,7 @@ def load_model(
     numbers = precision_of(resolve_precision(precision, crew.topology.device).value)
     built = source.dtype if source.exact else numbers.parameters
     added = lora(config)
-    method = None if added is None else LoRA.understand(added.settings)
+    method = None if added is None else LoRA.understand(added.settings, where=added.path)
     model = own_part(model_class, config, crew.topology, built, method)
     allocate(model, crew.topology.device)
     source.fill(_saved(model), crew)
