@@ -69,6 +69,21 @@ def test_a_round_is_a_permutation_and_the_next_is_another(tokenizer):
     assert Rounds(COUNT, SEED + 1).numbers(np.arange(COUNT)).tolist() != first
 
 
+def test_rounds_that_are_forgotten_while_another_thread_adds_one():
+    order = Rounds(COUNT, SEED)
+
+    class Number(int):
+        """Between its turn and the next one another thread is at work."""
+
+        def __sub__(self, other: int) -> int:
+            order._kept[77] = np.arange(COUNT)
+            return int(self) - other
+
+    order._kept.update({Number(number): np.arange(COUNT) for number in range(3)})
+    assert sorted(order.numbers(np.arange(9 * COUNT, 10 * COUNT)).tolist()) == list(range(COUNT))
+    assert {*order._kept} == {9, 77}
+
+
 def test_every_sample_of_a_round_is_in_a_batch(tokenizer, tmp_path):
     samples = samples_of(tokenizer, tmp_path)
     batches = list(loader(samples).training(BatchRampUp.constant(4), consumed=0, end=44))

@@ -52,8 +52,8 @@ class Rounds:
         kept = self._kept.get(number)
         if kept is None:
             kept = np.random.Generator(np.random.PCG64([self.seed, number])).permutation(self.total)
-            for old in [n for n in self._kept if abs(n - number) > 1]:
-                self._kept.pop(old, None)  # threads may be about to
+            for old in [n for n in list(self._kept) if abs(n - number) > 1]:  # other threads do the same
+                self._kept.pop(old, None)
             self._kept[number] = kept
         return kept
 
