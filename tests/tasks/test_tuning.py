@@ -14,6 +14,7 @@ from megalith.adapt.adapter import Adapter
 from megalith.adapt.adapter import Base as Fingerprint
 from megalith.adapt.artefact import open_adapter
 from megalith.adapt.fingerprint import fingerprint_of
+from megalith.adapt.lora import LoRA
 from megalith.adapt.method import Tag
 from megalith.checkpoint.formats.nemo_prompts import prompts_of
 from megalith.checkpoint.reading import read_state
@@ -146,7 +147,7 @@ def test_a_second_task_leaves_the_first_as_it_is(bases, first, tmp_path, kind):
     existing = "model.existing_prompt_tags=[A]" if kind != "run" else "model.existing_prompt_tags=[[A,1]]"
     code, text = second(bases, tmp_path / "second", path, existing)
     assert code == EXIT_SUCCESS, text
-    assert "as they are: A" in text
+    assert f"tuned      soft-prompt of B ({P} virtual tokens): {2 * P * 16:,} parameters; as they are: A" in text
     before, after = open_adapter(first[0]), open_adapter(tmp_path / "second")
     assert after.names == ("A", "B")
     assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
@@ -384,6 +385,15 @@ def test_a_model_with_lora_is_asked_as_it_was_tuned(bases, tmp_path, family):
     special = loaded.tokenizer.special
     bos = special.get("bos", special.get("eod"))
     assert (plain.manner.before, loaded.manner) == ((), replace(plain.manner, before=(bos,)))
+
+
+def test_lora_of_another_family_is_told_by_its_name(bases, tmp_path):
+    """Not as a target that the model has not."""
+    said = LoRA(rank=2, targets=("cross.q",)).describe()
+    tensors = {f"decoder.blocks.0.cross.q.lora_{half}": torch.ones(2, 2) for half in "ab"}
+    of_t5 = Adapter("lora", "t5", tensors, settings=said, path="x")
+    with pytest.raises(CheckpointError, match="x: it was made for a T5, the base model is a GPT"):
+        load_adapted(bases("gpt") / "base", [of_t5])
 
 
 def test_pretraining_does_not_go_on_with_a_tuning(bases, first, tmp_path):

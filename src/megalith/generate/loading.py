@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from megalith.adapt.adapter import TUNING, Adapter, Base
+from megalith.adapt.adapter import TUNING, Adapter, Base, check_base
 from megalith.adapt.fingerprint import fingerprint
 from megalith.adapt.lora import LoRA
 from megalith.adapt.merge import merge, probe
@@ -159,6 +159,8 @@ def load_model(
     numbers = precision_of(resolve_precision(precision, crew.topology.device).value)
     built = source.dtype if source.exact else numbers.parameters
     added = lora(config)
+    if added is not None:  # its products may be called otherwise here
+        check_base(added, family_of(source.state), Base())
     method = None if added is None else LoRA.understand(added.settings, where=added.path)
     model = own_part(model_class, config, crew.topology, built, method)
     allocate(model, crew.topology.device)
