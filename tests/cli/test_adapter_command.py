@@ -190,3 +190,5 @@ def test_loras_of_peft_are_shown_beside_their_model(made, capsys, tmp_path):
     assert (code, "name the model, too: --checkpoint" in err) == (2, True)
     code, out, _ = call(capsys, "adapter", "show", tmp_path / "peft", "--checkpoint", run)
     assert (code, "rank 2" in out) == (0, True)
+    _, out, _ = call(capsys, "adapter", "show", given)
+    assert "targets [qkv]\n" in out, "as they are typed, and nothing that is empty"

@@ -60,6 +60,8 @@ def test_the_configuration_is_printed_with_the_models_own_architecture(base, tmp
         "  tuning_method: soft-prompt\n",
     ):
         assert line in printed
+    assert "rows are as long as they are" in printed
+    assert "FLOPs" not in printed.split("# derived")[1], "samples are shorter than the model reaches"
     (tmp_path / "mine.yaml").write_text(printed)
     assert (
         call("tune", "soft-prompt", "--config", str(tmp_path / "mine.yaml"), "--print-config", "--derived")

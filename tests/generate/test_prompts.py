@@ -216,6 +216,17 @@ def test_the_last_field_of_a_template_is_the_answer_where_none_is_named(tuned):
         assert asked.tokens == [*range(v, v + 4), *loaded.tokenizer.encode("the cat on")]
 
 
+def test_the_answer_of_a_row_is_not_shown_with_what_was_asked(tuned):
+    run, _, adapter, _ = tuned("gpt")
+    task = {"prompt_template": "<|VIRTUAL_PROMPT_0|>{who} {what}:{answer}"}
+    loaded = load_adapted(run, [Adapter(**{**vars(adapter), "tasks": {"a": task}})], precision="64")
+    assert (
+        ask(loaded, Tagged("a", {"answer": "yes", "what": "sat", "who": "the cat"})).prompt == "the cat sat"
+    )
+    with pytest.raises(DataError, match=r"has no what, which a needs\n.*as rows of --input-file do"):
+        ask(loaded, Tagged("a", {"who": "the cat"}))
+
+
 def test_what_a_decoder_is_made_to_say_first_is_said_once(tuned):
     """BART's samples begin with </s> <s>; when it writes, <s> is forced behind </s>."""
     _, _, adapter, folder = tuned("t5")

@@ -22,7 +22,7 @@ from megalith.errors import EXIT_SUCCESS, CheckpointError, ConfigError, DataErro
 from megalith.generate.adapting import load_adapted
 from megalith.generate.loading import load_model
 from megalith.generate.manner import manner_of
-from megalith.tasks.tuning import check_tags
+from megalith.tasks.tuning import check_tags, prepare_tuning
 from megalith.tasks.tuning_base import tokenizer_of
 from megalith.tokenizers.config import TokenizerConfig
 from megalith.tokenizers.load import load_tokenizer
@@ -147,7 +147,9 @@ def test_a_second_task_leaves_the_first_as_it_is(bases, first, tmp_path, kind):
     existing = "model.existing_prompt_tags=[A]" if kind != "run" else "model.existing_prompt_tags=[[A,1]]"
     code, text = second(bases, tmp_path / "second", path, existing)
     assert code == EXIT_SUCCESS, text
-    assert "as they are: A" in text
+    assert (
+        f"tuned      soft-prompt of B ({P} virtual tokens): {2 * P * 16:,} parameters; as they are: A" in text
+    )
     before, after = open_adapter(first[0]), open_adapter(tmp_path / "second")
     assert after.names == ("A", "B")
     assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
@@ -161,6 +163,13 @@ def test_the_archive_holds_the_model_and_its_prompts(first):
     assert list(held.tables) == ["A"]
     assert torch.equal(held.tables["A"][0], adapter.tensors["prompts.0.tokens"])
     assert fingerprint_of(first[0] / "checkpoints/first.nemo") == adapter.base.fingerprint
+
+
+def test_what_changes_the_model_leaves_its_prompts_out_and_says_so(bases, first, tmp_path):
+    more = [f"restore_from_path={first[0]}", "model.lora.rank=2"]
+    composed, said = settled("lora", bases("gpt"), tmp_path / "run", *more), []
+    prepare_tuning(composed, said.append)
+    assert any("first/adapter (A) are left out" in text for text in said), said
 
 
 def test_two_tasks_in_one_run(bases, tmp_path):

@@ -74,6 +74,8 @@ def export(
 
 
 def _said(adapter: Adapter) -> dict[str, str]:
+    from megalith.config.tree import plain
+
     numbers = sum(tensor.numel() for tensor in adapter.tensors.values())
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in adapter.tensors.values()})
     said = {
@@ -85,7 +87,9 @@ def _said(adapter: Adapter) -> dict[str, str]:
         "fingerprint": adapter.base.fingerprint,
         "tokenizer": adapter.base.tokenizer,
         "settings": ", ".join(
-            f"{name} {value}" for name, value in adapter.settings.items() if name != "tags"
+            f"{name} {plain(value)}"
+            for name, value in adapter.settings.items()
+            if name != "tags" and value != {}
         ),
     }
     return {name: value for name, value in said.items() if value}

@@ -100,10 +100,11 @@ def _ask_for(loaded: Loaded, row: Tagged) -> Asked:
             where="prompt",
             fix="shorten the text",
         )
+    shown = loaded.prompting.shown(row)
     if two_sides:
         unspelled = int(manner.forced[0] is not None)
-        return Asked(row.text, list(found.start), tokens, unspelled=unspelled, row=row)
-    return Asked(row.text, tokens, context=found.text, row=row)
+        return Asked(shown, list(found.start), tokens, unspelled=unspelled, row=row)
+    return Asked(shown, tokens, context=found.text, row=row)
 
 
 def _beginning(tokenizer: Tokenizer) -> int:

@@ -88,6 +88,13 @@ class Prompting:
         last = max((at for at, token in enumerate(tokens) if token >= task.first_id), default=-1) + 1
         return Reading(tokens, task.virtual, tuple(tokens[last:]), start)
 
+    def shown(self, row: Tagged) -> str:
+        """What is shown of a row with a tag: its text, or the fields that its template asks with."""
+        if TEXT in row.fields:
+            return row.text
+        task = self._asked_for(row)
+        return " ".join(row.fields[name] for name in task.fields if name != task.answer)
+
     def _asked_for(self, row: Tagged) -> Task:
         task = self.tasks.get(str(row.tag))
         if task is None:
@@ -102,7 +109,7 @@ class Prompting:
             raise DataError(
                 f"has no {', '.join(missing)}, which {task.name} needs",
                 where=TAG,
-                fix="give all fields of its template",
+                fix="give all fields of its template, as rows of --input-file do",
             )
         return task
 

@@ -5,16 +5,21 @@ Knows formulas. Builds no model; opens no file but the tokenizer's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megalith.engine.flops import model_flops
 from megalith.errors import MegalithError
 from megalith.models.config import ModelConfig, num_parameters
 from megalith.optim.schedule import Counters
 from megalith.tasks.pretrain_config import PretrainConfig
+from megalith.tasks.tuning_config import TuneConfig
 from megalith.tokenizers.load import load_tokenizer
 
 _ENOUGH = "about 20 is compute-optimal (Hoffmann et al. 2022)"
+_OF_PRETRAINING = {
+    "weights, gradients, moments", "tokens a parameter", "FLOPs a token", "FLOPs of the run",
+}  # fmt: skip
+"""What a tuning has otherwise: not all of the model learns, and samples are as long as their rows."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,20 @@ def derived(config: PretrainConfig) -> list[Derived]:
     if vocab is None:
         return [*rows, Derived("vocabulary", "unknown", source)]
     architecture = config.model.architecture(vocab)
-    return [*rows, Derived("vocabulary", vocab, source), *_size(config, architecture)]
+    rows += [Derived("vocabulary", vocab, source), *_size(config, architecture)]
+    return _of_tuning(rows) if isinstance(config, TuneConfig) else rows
+
+
+def _of_tuning(rows: list[Derived]) -> list[Derived]:
+    return [
+        replace(
+            row, because=f"{row.because.removesuffix(', at most')}, at most: rows are as long as they are"
+        )
+        if row.name.startswith("tokens")
+        else row
+        for row in rows
+        if row.name not in _OF_PRETRAINING
+    ]
 
 
 def _batches(config: PretrainConfig) -> list[Derived]:

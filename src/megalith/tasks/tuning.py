@@ -87,7 +87,9 @@ class TuneParts(Parts):
     @property
     def said(self) -> list[str]:
         """What is tuned."""
-        return [f"tuned      {_what(self.tune, self.method)}: {self.trained:,} parameters"]
+        earlier = ", ".join(tag.name for tag in getattr(self.method, "earlier", ()))
+        kept = f"; as they are: {earlier}" if earlier else ""
+        return [f"tuned      {_what(self.tune, self.method)}: {self.trained:,} parameters{kept}"]
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def prepare_tuning(composed: Composed[TuneConfig], notice: Notice) -> TuneParts:
     method = make_method(config, base, tokenizer)
     topology = make_topology(config, architecture)
     experiment, start = agreed(topology, lambda: choose(config, base, method))
-    for text in (*base.notices, *start.notices):
+    for text in (*base.notices, *_left_behind(config, base), *start.notices):
         notice(text)
     state = start.state
     if start.folder is not None:
@@ -348,6 +350,16 @@ def _refuse_other_run(step: Path, before: Mapping[str, Any] | None, now: Mapping
         )
 
 
+def _left_behind(config: TuneConfig, base: Base) -> list[str]:
+    """Prompts of a model that is to change: what comes out has none."""
+    if base.adapter is None or config.model.with_prompts:
+        return []
+    names = ", ".join(base.adapter.names)
+    return [
+        f"restore_from_path: the prompts in {base.adapter.path} ({names}) are left out: they are for the model as it is"
+    ]
+
+
 def _word(key: str) -> str:
     return {"new": "new tags", "earlier": "earlier tags", "lora": "model.lora"}.get(key, key)
 
@@ -365,8 +377,7 @@ def _what(config: TuneConfig, method: Method | None) -> str:
     if not new:
         return f"LoRA of rank {config.model.lora.rank} beside {', '.join(config.model.lora.targets)}"
     prompts = ", ".join(f"{prompt.name} ({prompt.length} virtual tokens)" for prompt in new)
-    earlier = ", ".join(tag.name for tag in getattr(method, "earlier", ()))
-    return f"{method.name} of {prompts}" + (f"; as they are: {earlier}" if earlier else "")
+    return f"{method.name} of {prompts}"
 
 
 def _size(folder: Path) -> str:

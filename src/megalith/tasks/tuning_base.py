@@ -110,7 +110,7 @@ def _beneath(adapter: Adapter, said: tuple[str, ...]) -> Base:
         raise CheckpointError(
             "LoRA changes every row: nothing can be tuned on top of it",
             where=adapter.path,
-            fix="merge it into the model first, and give that",
+            fix=f"give the model that it was tuned on{f': {adapter.base.name}' if adapter.base.name else ''}",
         )
     if not adapter.base.name or not Path(adapter.base.name).exists():
         raise CheckpointError(
@@ -204,7 +204,10 @@ def gather_tuning(
     exp_dir = get(found.merged.tree, ("exp_manager", "exp_dir"))
     base = open_base(path, exp_dir if isinstance(exp_dir, str) else None)
     if method == "full" and base.family != "gpt":
-        raise CheckpointError(f"it holds a {base.family.upper()}, not a GPT", where=path, fix="give a GPT")
+        what = f"it holds a {base.family.upper()}; of a GPT alone all can be tuned"
+        raise CheckpointError(
+            what, where=path, fix="megalith tune soft-prompt, p-tuning or lora; or give a GPT"
+        )
     if base.family != "gpt":
         root = TUNE_ROOTS[base.family]
         if unnamed and method == "soft-prompt":
