@@ -105,3 +105,9 @@ def test_output_that_cannot_be(tmp_path):
     assert source.read_text() == "one\n"
     with pytest.raises(DataError, match="cannot be written"), open_lines(str(tmp_path)):
         pass
+
+
+def test_a_disk_that_is_full_is_named():
+    full = pytest.raises(DataError, match=r"^/dev/full: cannot be written any further \(No space left")
+    with full, open_lines("/dev/full") as write:
+        write({"text": "x"})

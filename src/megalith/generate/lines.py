@@ -86,8 +86,14 @@ def open_lines(path: str, *, not_over: str | None = None) -> Iterator[Callable[[
         raise DataError(
             f"cannot be written ({error.strerror})", where=path, fix="name another output file"
         ) from None
-    with file:
-        yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
+    try:
+        with file:
+            yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file, flush=True)
+    except OSError as error:
+        if error.filename is not None:
+            raise  # of another file, which the one who writes here was reading
+        fix = "make room, or name another output file; the lines in it are whole but the last"
+        raise DataError(f"cannot be written any further ({error.strerror})", where=path, fix=fix) from None
 
 
 def _lines(path: str) -> list[bytes]:
