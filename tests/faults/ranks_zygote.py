@@ -15,7 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+import torch.distributed.fsdp  # what is imported at its first use would be so in every fork, while the others wait
 
+import megalith.parallel.pipeline  # noqa: F401
 from megalith.errors import DataError
 from megalith.generate.crew import Crew
 from megalith.generate.engine import decode

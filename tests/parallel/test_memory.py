@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -84,7 +86,11 @@ def retained(model):
 
 
 def test_each_kind_keeps_what_it_says():
-    kept = {name: retained(model_of(how, "32")) for name, how in {"none": None, **HOW}.items()}
+    # The profiler loses an event now and then, hence the most frequent of several measurements.
+    kept = {
+        name: statistics.mode(retained(model_of(how, "32")) for _ in range(5))
+        for name, how in {"none": None, **HOW}.items()
+    }
     stream = BATCH * LENGTH * WIDTH * 4  # the input of one layer, fp32
     scores = BATCH * 4 * LENGTH * LENGTH * 4  # one (B, H, T, S) tensor, fp32
     assert kept["uniform 1"] - kept["uniform 2"] == 2 * stream

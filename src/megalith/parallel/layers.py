@@ -28,7 +28,6 @@ from megalith.nn.loss import CrossEntropy
 from megalith.nn.position import RelativeBias
 from megalith.nn.prompt import Prompts
 from megalith.topology import collectives
-from megalith.topology.sharded import is_dtensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,11 @@ class Shares:
 
 def local(parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The plain tensor that this rank holds of a parameter, cast to `dtype`. Differentiable."""
-    tensor = parameter.to_local() if is_dtensor(parameter) else parameter
+    from torch.distributed.tensor import (
+        DTensor,  # `is_dtensor` says no to a compiler that has made a stand-in of it
+    )
+
+    tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return tensor if dtype is None else tensor.to(dtype)
 
 

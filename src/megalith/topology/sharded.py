@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: torch.Tensor | None) -> TypeGuard[DTensor]:
-    """Whether it is a DTensor, of which this process holds a part; also inside a compiled graph."""
+    """Whether it is a DTensor, of which this process holds a part. Not for compiled graphs, whose tensors have no such attribute."""
     return hasattr(tensor, "to_local")
