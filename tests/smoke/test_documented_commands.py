@@ -43,6 +43,7 @@ PRELOAD = [
     "megalith.tasks.show_batch",
     "megalith.tasks.tuning",
     "megalith.evaluate.perplexity",
+    "megalith.parallel.pipeline",
     "megalith.cli.pretrain",
 ]
 
