@@ -5,7 +5,8 @@
 Reads each run's config.yaml, metrics.jsonl and newest checkpoint, makes the batches of its validation again, and counts the
 targets. The unigram entropy is that of the targets themselves, −Σ p ln p, the least that a guess without the context can reach. A BART
 writes the whole text, most of which it has before it: of its targets those count that its encoder was not shown (`difflib`),
-and their loss is computed from the checkpoint, on more batches than the run's own, since they are few. Exit code 1 when the loss of the tokens is above 0.85 of the entropy.
+and their loss is computed from the checkpoint, on more batches than the run's own, since they are few. Exit code 1 when the loss
+of the tokens is above 0.85 of the entropy.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def measure(run: Path) -> dict[str, Any]:
     batches = list(start()) if start else []
     if family == "bart":
         targets, loss = unseen(run, batches)
-    for batch in batches if family != "bart" else ():
-        targets.update(batch["targets"][batch["targets"] >= 0].tolist())
+    else:
+        for batch in batches:
+            targets.update(batch["targets"][batch["targets"] >= 0].tolist())
     count = sum(targets.values())
     entropy = -sum(n / count * math.log(n / count) for n in targets.values())
     return {

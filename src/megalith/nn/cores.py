@@ -123,9 +123,8 @@ class SDPACore(nn.Module):
             if causal:
                 mask = triangle(q.shape[2], k.shape[2], q.device)
             return written_out(q, k, v, mask, self.scale)
-        if (
-            causal and q.shape[2] != k.shape[2]
-        ):  # the kernels' own flag lets the first query meet the first key
+        if causal and q.shape[2] != k.shape[2]:
+            # By the kernels' own flag the first query would meet the first key.
             mask, causal = last_meets_last(q.shape[2], k.shape[2]), False
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale, enable_gqa=self.grouped

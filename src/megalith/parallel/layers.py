@@ -50,10 +50,9 @@ class Shares:
 
 def local(parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """The plain tensor that this rank holds of a parameter, cast to `dtype`. Differentiable."""
-    from torch.distributed.tensor import (
-        DTensor,  # `is_dtensor` says no to a compiler that has made a stand-in of it
-    )
+    from torch.distributed.tensor import DTensor
 
+    # Not `is_dtensor`: a compiler's stand-in for a parameter has none of its class's own attributes.
     tensor = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return tensor if dtype is None else tensor.to(dtype)
 
